@@ -1,0 +1,1 @@
+"""Supervised few-shot families."""

@@ -1,0 +1,1 @@
+"""MuJoCo locomotion families on the batch engine."""

@@ -1,0 +1,90 @@
+"""Half-cheetah families."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks, split_uniform
+from metarl.settings import SettingsError, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfCheetahVel:
+    r"""Run at a target velocity that only the reward tells.
+
+    $$ r_t = -|v_t - v^*| - c \lVert a_t \rVert^2, \qquad v_t = (x_{t+1} - x_t) / \Delta t $$
+
+    Dynamics: Gymnasium's HalfCheetah-v5 body and reset (uniform +-0.1 on positions, normal 0.1 on velocities).
+    Task: ``velocity`` $v^*$ in m/s, uniform on [0, 2]. Observation (17): positions without x (m, rad), velocities (m/s,
+    rad/s). Action (6): joint torques, clipped to [-1, 1]. Control step 0.05 s (5 physics steps of 0.01 s), horizon 200
+    steps, no termination.
+
+    Differs from the source: Finn et al. step at 0.01 s and read the velocity of the centre of mass, so their returns are
+    not comparable with those at 0.05 s.
+
+    Reference: Finn, Abbeel and Levine (2017), arXiv:1703.03400, section 5.3.
+    """
+
+    horizon: int = setting(200, "control steps in an episode", low=1)
+    frame_skip: int = setting(5, "physics steps of 0.01 s in a control step", low=1)
+    velocity_low: float = setting(0.0, "smallest target velocity, m/s")
+    velocity_high: float = setting(2.0, "largest target velocity, m/s")
+    control_cost: float = setting(0.05, "weight c of the squared action", low=0)
+    reset_noise: float = setting(0.1, "scale of the noise on the initial state", low=0)
+    oracle: bool = setting(False, "append the target velocity to the observation")
+
+    recommended: ClassVar[Mapping[str, Any]] = {
+        "algo": "maml-trpo",
+        "algo.max_kl": 0.03,
+        "iterations": 300,
+        "meta_batch_size": 40,
+        "episodes_per_task": 20,
+        "inner_steps": 1,
+        "inner_lr": 0.1,
+        "gamma": 0.99,
+        "gae_lambda": 1.0,
+        "hidden_sizes": (64, 64),
+    }
+
+    def __post_init__(self) -> None:
+        """Check the order of the velocity range."""
+        if self.velocity_low >= self.velocity_high:
+            raise SettingsError(
+                f"env.velocity_low={self.velocity_low} must be smaller than env.velocity_high={self.velocity_high}"
+            )
+
+    @property
+    def spec(self) -> RLSpec:
+        """Sizes, ranges and units."""
+        return RLSpec(
+            parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
+            observation_size=17,
+            action_size=6,
+            action_low=-1.0,
+            action_high=1.0,
+            horizon=self.horizon,
+            control_step=0.01 * self.frame_skip,
+            oracle=self.oracle,
+        )
+
+    def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
+        """Draw target velocities."""
+        unit = split_uniform(num_tasks, split, seed)
+        return Tasks(("velocity",), self.velocity_low + (self.velocity_high - self.velocity_low) * unit)
+
+    def batch(self, num_envs: int, threads: int) -> EnvBatch:
+        """Make simulations on the batch engine."""
+        from metarl.envs.locomotion.engine import Body, LocomotionBatch
+
+        body = Body("half_cheetah.xml", self.frame_skip, self.reset_noise, self.horizon)
+        return LocomotionBatch(body, self._reward, num_envs, threads)
+
+    def _reward(
+        self, tasks: Tasks, before: np.ndarray, after: np.ndarray, actions: np.ndarray, control_step: float
+    ) -> np.ndarray:
+        velocity = (after - before) / control_step
+        return -np.abs(velocity - tasks["velocity"]) - self.control_cost * np.square(actions).sum(axis=1)

@@ -1,0 +1,1 @@
+"""Benchmarks and recorded results; run from a clone, e.g. ``python -m experiments.benchmark iteration``."""

@@ -1,0 +1,1 @@
+"""What was learned: adaptation curves, pictures, videos, adapted policies."""

@@ -1,0 +1,204 @@
+r"""The heart: adapt to support sets, and the meta-objective that looks at what adapting led to.
+
+$$ \min_\theta \; \frac1M \sum_{i=1}^M L_i\bigl(U_k(\cdots U_1(\theta)\cdots)\bigr) $$
+
+Shapes: M tasks, N samples of a task, P meta-parameters. Data are opaque: anything with :class:`Data`'s four members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from metarl.core.inner import InnerRule
+from metarl.core.parallel import Workers, chunks
+from metarl.core.params import Params, detach, expand, leaf
+from metarl.core.solvers import linearize, spread
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Linearised graphs of up to this many samples are kept between Fisher products (at width 64 about 3 GB); beyond, each
+# product builds its chunk's graph again, so that memory does not grow with the meta-batch.
+_KEPT_SAMPLES = 1 << 18
+
+
+class Data(Protocol):
+    """Samples of M tasks, N each."""
+
+    @property
+    def num_tasks(self) -> int:
+        """M."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        ...
+
+    def rows(self, tasks: slice) -> Self:
+        """Return the data of some tasks."""
+        ...
+
+    def samples(self, index: Tensor) -> Self:
+        """Return some of every task's samples, re-weighted to be a mean again; index is int64 (n,)."""
+        ...
+
+
+class Terms(NamedTuple):
+    """What the query set says of each task's adapted parameters: loss (M,) and, for distributions, KL(old||new) (M,)."""
+
+    loss: Tensor
+    kl: Tensor | None
+
+
+class Query(Protocol):
+    """The outer loss. ``geometry`` is None where predictions are no distribution; then there is no KL and no Fisher."""
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """The distribution that is predicted, if it is one."""
+        ...
+
+    def __call__(self, params: Params, query: Any) -> Terms:
+        """Evaluate the adapted parameters (M, ...) on the query set."""
+        ...
+
+
+class Geometry(Protocol):
+    """The predicted distribution, as its parameters (a tuple of tensors leading with M), and its Fisher matrix."""
+
+    def predict(self, params: Params, query: Any) -> tuple[Tensor, ...]:
+        """Return the distribution's parameters at every sample, differentiable in ``params``."""
+        ...
+
+    def fisher(self, predicted: tuple[Tensor, ...], tangent: tuple[Tensor, ...], query: Any) -> tuple[Tensor, ...]:
+        """Multiply a tangent by the Fisher matrix of every sample, weighted to the mean over a task's samples."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """The meta-objective at one point: mean loss over tasks and mean KL (0 where there is no distribution)."""
+
+    loss: float
+    kl: float
+
+
+def adapt(rule: InnerRule[Any], params: Params, supports: Sequence[Any]) -> Params:
+    """Apply the inner rule once per support set, for all M tasks at once: theta_i' = U_k(... U_1(theta_i))."""
+    for support in supports:
+        params = rule(params, support)
+    return params
+
+
+@dataclass(frozen=True)
+class Objective:
+    """theta -> mean over tasks of the query loss after adapting; what every outer rule minimises.
+
+    An outer rule receives this object, not a gradient: Adam asks once for the gradient, TRPO besides for Fisher products
+    and for the value at every candidate. Nothing is ever written, so a rejected candidate leaves nothing to restore.
+
+    Attributes:
+        rule: the inner rule.
+        supports: one support set for every inner step.
+        query: the query set.
+        loss: the outer loss.
+        workers: who evaluates the chunks.
+        chunk_tasks: tasks to a chunk; None chooses by the number of samples.
+    """
+
+    rule: InnerRule[Any]
+    supports: Sequence[Data]
+    query: Data
+    loss: Query
+    workers: Workers = field(default_factory=Workers)
+    chunk_tasks: int | None = None
+
+    def value(self, meta: Params) -> Outcome:
+        """Evaluate; no graph through the adaptation is built."""
+        return self._mean(self._map(lambda tasks: self._terms(detach(meta), tasks), self._chunks()))
+
+    def gradient(self, meta: Params) -> tuple[Outcome, Params]:
+        """Evaluate together with the meta-gradient, which has the shapes of ``meta``."""
+
+        def part(tasks: slice) -> tuple[Terms, Params]:
+            theta = leaf(meta)
+            terms = self._terms(theta, tasks)
+            gradients = torch.autograd.grad(
+                terms.loss.sum(), list(theta.values()), allow_unused=True, materialize_grads=True
+            )
+            return Terms(terms.loss.detach(), None if terms.kl is None else terms.kl.detach()), dict(zip(theta, gradients, strict=True))
+
+        parts = self._map(part, self._chunks())
+        return self._mean([terms for terms, _ in parts]), self._average([gradients for _, gradients in parts])
+
+    def fisher(self, meta: Params, fraction: float = 1.0) -> Callable[[Params], Params]:
+        r"""Return v -> mean over tasks of $J_i^T F_i J_i v$, the Hessian of the mean KL(old||new) at ``meta``.
+
+        J is the derivative of the adapted parameters (and so of the predictions) with respect to the meta-parameters, F
+        the Fisher matrix of the predicted distribution. Where old and new agree the gradient of the KL is zero, so this is
+        its exact Hessian and needs no third derivative.
+
+        Args:
+            meta: the point.
+            fraction: the part of each task's support and query samples that the product looks at, in (0, 1].
+
+        Raises:
+            ValueError: if the predictions are no distribution.
+        """
+        geometry = self.loss.geometry
+        if geometry is None:
+            raise ValueError(
+                "a Fisher product needs predictions that are a distribution; use an outer rule without one"
+            )
+        supports = [_thin(support, fraction) for support in self.supports]
+        query = _thin(self.query, fraction)
+        cuts = chunks(query.num_tasks, query.num_samples, self.workers.device, self.chunk_tasks)
+
+        def linearized(tasks: slice) -> Callable[[Params], Params]:
+            local = query.rows(tasks)
+
+            def predict(theta: Params) -> tuple[Tensor, ...]:
+                adapted = adapt(self.rule, expand(theta, local.num_tasks), [s.rows(tasks) for s in supports])
+                return geometry.predict(adapted, local)
+
+            predicted, jacobian, transpose = linearize(predict, leaf(meta))
+            return lambda v: transpose(geometry.fisher(predicted, jacobian(v), local))
+
+        if query.num_tasks * query.num_samples <= _KEPT_SAMPLES:
+            products = self._map(linearized, cuts)
+            return lambda v: self._average(self._map(lambda product: product(v), products))
+        return lambda v: self._average(self._map(lambda tasks: linearized(tasks)(v), cuts))
+
+    def _chunks(self) -> list[slice]:
+        return chunks(self.query.num_tasks, self.query.num_samples, self.workers.device, self.chunk_tasks)
+
+    def _map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        return self.workers.map(function, items)
+
+    def _terms(self, meta: Params, tasks: slice) -> Terms:
+        query = self.query.rows(tasks)
+        adapted = adapt(self.rule, expand(meta, query.num_tasks), [support.rows(tasks) for support in self.supports])
+        return self.loss(adapted, query)
+
+    def _mean(self, parts: list[Terms]) -> Outcome:
+        """Average over all tasks: with :meth:`_average`, the only places where tasks meet."""
+        loss = torch.cat([part.loss for part in parts]).mean().item()
+        kl = [part.kl for part in parts if part.kl is not None]
+        return Outcome(loss, torch.cat(kl).mean().item() if kl else 0.0)
+
+    def _average(self, parts: list[Params]) -> Params:
+        """Add the chunks' sums in the order of the chunks, and divide by the number of tasks."""
+        total = parts[0]
+        for part in parts[1:]:
+            total = {name: value + part[name] for name, value in total.items()}
+        return {name: value / self.query.num_tasks for name, value in total.items()}
+
+
+def _thin(data: Data, fraction: float) -> Data:
+    count = max(1, round(fraction * data.num_samples))
+    return data if count >= data.num_samples else data.samples(spread(data.num_samples, count))

@@ -1,0 +1,266 @@
+"""Outer rules: how the meta-parameters change. They receive the objective, and return new values."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from metarl.core.adapt import Objective, Outcome
+from metarl.core.params import Params, is_finite, ravel, unravel
+from metarl.core.solvers import conjugate_gradient
+
+State = dict[str, Tensor]
+Metrics = dict[str, float]
+
+# So many rejected steps in a row mean that something is wrong rather than unlucky.
+_WARN_AFTER = 5
+
+
+class Update(NamedTuple):
+    """What an outer rule returns."""
+
+    meta: Params
+    state: State
+    metrics: Metrics
+
+
+class OuterRule(Protocol):
+    """``step(meta, objective, state) -> Update``; a rejected step returns the very same ``meta``.
+
+    Attributes:
+        needs_geometry: whether the rule works only where predictions are a distribution.
+    """
+
+    needs_geometry: ClassVar[bool]
+
+    def init(self, meta: Params) -> State:
+        """Return the state before the first step."""
+        ...
+
+    def step(self, meta: Params, objective: Objective, state: State) -> Update:
+        """Take one step."""
+        ...
+
+
+def _rejections(state: State, rejected: bool, reason: str) -> tuple[State, Metrics]:
+    """Count rejected steps, and warn when they do not end."""
+    in_a_row = int(state["rejected_in_a_row"]) + 1 if rejected else 0
+    total = int(state["rejected_total"]) + int(rejected)
+    if in_a_row and in_a_row % _WARN_AFTER == 0:
+        warnings.warn(f"The last {in_a_row} meta-updates were rejected ({reason})", RuntimeWarning, stacklevel=3)
+    counters = {"rejected_in_a_row": torch.tensor(in_a_row), "rejected_total": torch.tensor(total)}
+    return {**state, **counters}, {"rejected_updates": float(total)}
+
+
+def _no_rejections() -> State:
+    return {"rejected_in_a_row": torch.tensor(0), "rejected_total": torch.tensor(0)}
+
+
+@dataclass(frozen=True)
+class TRPO:
+    r"""Trust-region step on the meta-objective.
+
+    $$ \theta \leftarrow \theta - \beta^j \sqrt{2\delta / x^T H x}\; x, \qquad H x = g, \quad
+       H = \tfrac1M \sum_i J_i^T F_i J_i + \lambda I $$
+
+    with the smallest j at which the loss decreases and the mean KL(old||new) over *all* query states is at most delta.
+    A non-finite gradient, a curvature that is not positive or a line search without success reject the step: the
+    parameters stay what they were, bit for bit.
+
+    Attributes:
+        max_kl: delta, nats.
+        cg_iterations: most conjugate-gradient products.
+        cg_damping: lambda.
+        fisher_fraction: part of the states that the Fisher products look at, in (0, 1].
+        line_search_steps: most candidates.
+        line_search_shrink: beta, in (0, 1).
+
+    Reference: Schulman et al. (2015), arXiv:1502.05477, appendix C; as the meta-optimiser, Finn et al. (2017),
+    arXiv:1703.03400, section 5.3. Differs from them: exact Fisher products instead of finite differences.
+    """
+
+    max_kl: float = 0.01
+    cg_iterations: int = 10
+    cg_damping: float = 1e-2
+    fisher_fraction: float = 0.1
+    line_search_steps: int = 15
+    line_search_shrink: float = 0.8
+
+    needs_geometry: ClassVar[bool] = True
+
+    def init(self, meta: Params) -> State:
+        """Return zero counters."""
+        return _no_rejections()
+
+    def step(self, meta: Params, objective: Objective, state: State) -> Update:
+        """Take one trust-region step, or none."""
+        clock = _Clock()
+        before, gradient = objective.gradient(meta)
+        g = ravel(gradient)
+        clock.lap("seconds_meta_gradient")
+        metrics = {
+            "loss": before.loss,
+            "kl": 0.0,
+            "gradient_norm": float(g.norm()),
+            "cg_residual": 0.0,
+            "line_search_steps": 0.0,
+            "line_search_accepted": 0.0,
+            "step_norm": 0.0,
+            "loss_change": 0.0,
+        }
+        if not math.isfinite(before.loss) or not is_finite(gradient):
+            return self._reject(meta, state, metrics, clock, "the meta-gradient is not finite")
+        if not bool(g.any()):
+            return self._reject(meta, state, metrics, clock, "the meta-gradient is zero")
+
+        fisher = objective.fisher(meta, self.fisher_fraction)
+        x, residual, _ = conjugate_gradient(
+            lambda v: ravel(fisher(unravel(v, meta))) + self.cg_damping * v, g, self.cg_iterations
+        )
+        curvature = float(x @ (g - residual))  # x' H x without another product, because H x = g - residual
+        metrics["cg_residual"] = float(residual.norm() / g.norm())
+        clock.lap("seconds_cg")
+        if not (math.isfinite(curvature) and curvature > 0 and bool(torch.isfinite(x).all())):
+            return self._reject(meta, state, metrics, clock, "the curvature is not positive")
+
+        full = math.sqrt(2 * self.max_kl / curvature) * x
+        for tried in range(self.line_search_steps):
+            step = self.line_search_shrink**tried * full
+            candidate = unravel(ravel(meta) - step, meta)
+            after = objective.value(candidate)
+            metrics["line_search_steps"] = tried + 1.0
+            if self._improves(before, after):
+                metrics |= {
+                    "kl": after.kl,
+                    "loss_change": after.loss - before.loss,
+                    "line_search_accepted": 1.0,
+                    "step_norm": float(step.norm()),
+                }
+                clock.lap("seconds_line_search")
+                state, counters = _rejections(state, False, "")
+                return Update(candidate, state, metrics | counters | clock.laps)
+        clock.lap("seconds_line_search")
+        return self._reject(meta, state, metrics, clock, "the line search found no better point within max_kl")
+
+    def _improves(self, before: Outcome, after: Outcome) -> bool:
+        return math.isfinite(after.loss) and after.loss < before.loss and after.kl <= self.max_kl
+
+    def _reject(self, meta: Params, state: State, metrics: Metrics, clock: _Clock, reason: str) -> Update:
+        state, counters = _rejections(state, True, reason)
+        return Update(meta, state, metrics | counters | clock.laps)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """One Adam step on the meta-gradient; a non-finite gradient rejects the step.
+
+    Attributes:
+        lr: step size.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+
+    Reference: Kingma and Ba (2015), arXiv:1412.6980.
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    needs_geometry: ClassVar[bool] = False
+
+    def init(self, meta: Params) -> State:
+        """Return zero moments and counters."""
+        moments = {f"{kind}.{name}": torch.zeros_like(v) for kind in ("m", "v") for name, v in meta.items()}
+        return {**moments, "steps": torch.tensor(0.0), **_no_rejections()}
+
+    def step(self, meta: Params, objective: Objective, state: State) -> Update:
+        """Take one Adam step."""
+        clock = _Clock()
+        before, gradient = objective.gradient(meta)
+        clock.lap("seconds_meta_gradient")
+        if not math.isfinite(before.loss) or not is_finite(gradient):
+            return _skip(meta, state, before, clock)
+        values = [value.clone() for value in meta.values()]
+        first, second = ([state[f"{kind}.{name}"].clone() for name in meta] for kind in ("m", "v"))
+        steps = [state["steps"].clone() for _ in meta]
+        adam(
+            values,
+            list(gradient.values()),
+            first,
+            second,
+            [],
+            steps,
+            foreach=False,
+            amsgrad=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=self.lr,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+        state, counters = _rejections(state, False, "")
+        moments = {f"m.{name}": m for name, m in zip(meta, first, strict=True)}
+        moments |= {f"v.{name}": v for name, v in zip(meta, second, strict=True)}
+        metrics = {"loss": before.loss, "gradient_norm": float(ravel(gradient).norm())}
+        return Update(
+            dict(zip(meta, values, strict=True)),
+            {**state, **moments, "steps": steps[0]},
+            metrics | counters | clock.laps,
+        )
+
+
+@dataclass(frozen=True)
+class SGD:
+    """One gradient step; a non-finite gradient rejects it.
+
+    Attributes:
+        lr: step size.
+    """
+
+    lr: float = 1e-2
+
+    needs_geometry: ClassVar[bool] = False
+
+    def init(self, meta: Params) -> State:
+        """Return zero counters."""
+        return _no_rejections()
+
+    def step(self, meta: Params, objective: Objective, state: State) -> Update:
+        """Take one step."""
+        clock = _Clock()
+        before, gradient = objective.gradient(meta)
+        clock.lap("seconds_meta_gradient")
+        if not math.isfinite(before.loss) or not is_finite(gradient):
+            return _skip(meta, state, before, clock)
+        state, counters = _rejections(state, False, "")
+        metrics = {"loss": before.loss, "gradient_norm": float(ravel(gradient).norm())}
+        stepped = {name: value - self.lr * gradient[name] for name, value in meta.items()}
+        return Update(stepped, state, metrics | counters | clock.laps)
+
+
+def _skip(meta: Params, state: State, before: Outcome, clock: _Clock) -> Update:
+    state, counters = _rejections(state, True, "the meta-gradient is not finite")
+    return Update(meta, state, {"loss": before.loss, "gradient_norm": math.nan} | counters | clock.laps)
+
+
+class _Clock:
+    """Seconds spent between laps."""
+
+    def __init__(self) -> None:
+        self.laps: Metrics = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now

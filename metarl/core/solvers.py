@@ -1,0 +1,118 @@
+"""Linear algebra on functions: Jacobian products, conjugate gradient, sub-sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarl.core.params import Params
+
+Tensors = tuple[Tensor, ...]
+
+
+class Linear(NamedTuple):
+    """A function linearised at a point: its value, v -> J v and u -> J^T u."""
+
+    value: Tensors
+    jvp: Callable[[Params], Tensors]
+    vjp: Callable[[Tensors], Params]
+
+
+def linearize(function: Callable[[Params], Tensors], point: Params) -> Linear:
+    r"""Linearise ``function`` so that many Jacobian products cost one backward pass each.
+
+    $J^T u$ is a backward pass. It is linear in u, so its own derivative with respect to a dummy u, applied to v, is $J v$
+    (the double-backward trick). Both graphs are built once and kept. Chosen over forward-mode differentiation because it
+    works for every operation that has a second derivative, is safe in several threads (PyTorch's forward mode is one
+    global state), and repeats neither the function nor its inner gradient for each product.
+
+    Args:
+        function: differentiable, may itself differentiate (an inner rule does).
+        point: leaves that require gradients.
+
+    Returns:
+        Value, ``jvp`` (argument shaped like ``point``, result like the value) and ``vjp`` (the reverse).
+    """
+    inputs = list(point.values())
+    value = function(point)
+    dummies = tuple(torch.zeros_like(v, requires_grad=True) for v in value)
+    transposed = torch.autograd.grad(
+        value, inputs, dummies, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    reached = [(name, t) for name, t in zip(point, transposed, strict=True) if t.requires_grad]
+
+    def jvp(v: Params) -> Tensors:
+        if not reached:
+            return tuple(torch.zeros_like(x) for x in value)
+        return torch.autograd.grad(
+            [t for _, t in reached],
+            dummies,
+            [v[name] for name, _ in reached],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    def vjp(u: Tensors) -> Params:
+        products = torch.autograd.grad(value, inputs, u, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return dict(zip(point, products, strict=True))
+
+    return Linear(tuple(v.detach() for v in value), jvp, vjp)
+
+
+class Solution(NamedTuple):
+    """Result of :func:`conjugate_gradient`: x, the residual b - A x, and the number of products used."""
+
+    x: Tensor
+    residual: Tensor
+    iterations: int
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 10, tolerance: float = 1e-10
+) -> Solution:
+    r"""Solve $A x = b$ for symmetric positive definite A, given only $v \mapsto A v$.
+
+    Stops early when $\lVert b - A x \rVert^2 \le$ ``tolerance`` $\cdot \lVert b \rVert^2$, or when a direction shows no positive
+    curvature (A is not positive definite there); x is then the last sound iterate, so that the caller can judge it.
+
+    Args:
+        product: v (P,) -> A v (P,).
+        b: right-hand side, (P,).
+        iterations: most products.
+        tolerance: relative, on the squared norm.
+
+    Reference: Hestenes and Stiefel (1952).
+    """
+    x = torch.zeros_like(b)
+    residual = b.clone()
+    direction = b.clone()
+    square = residual @ residual
+    target = tolerance * square
+    for done in range(iterations):
+        if not square > target:
+            return Solution(x, residual, done)
+        image = product(direction)
+        curvature = direction @ image
+        if not curvature > 0:  # also catches NaN
+            return Solution(x, residual, done)
+        step = square / curvature
+        x = x + step * direction
+        residual = residual - step * image
+        previous, square = square, residual @ residual
+        direction = residual + (square / previous) * direction
+    return Solution(x, residual, iterations)
+
+
+def spread(total: int, count: int) -> Tensor:
+    """Choose ``count`` of ``total`` indices, evenly and without a period, int64 (count,), ascending; no randomness.
+
+    Multiples of a number coprime with ``total`` and near the golden section: any layout (time-major, episode-major) is
+    covered evenly, where every k-th index could fall on a few episodes only.
+    """
+    stride = next(s for s in range(max(1, round(total * 0.618)), 2 * total + 1) if math.gcd(s, total) == 1)
+    return (torch.arange(count, dtype=torch.int64) * stride % total).sort().values

@@ -1,0 +1,84 @@
+"""What reinforcement learning and few-shot learning differ in: where the data come from, and what the loss is.
+
+:class:`MetaLearner` talks to this protocol alone, so both run the same ``iteration()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metarl.core.adapt import Data, Query
+from metarl.core.parallel import Workers
+from metarl.core.params import Params
+from metarl.families import Split, Tasks
+
+Seed = Sequence[int]
+Role = Literal["support", "query"]
+
+
+class Sample(NamedTuple):
+    """Data of M tasks and how well the parameters that saw them do.
+
+    Attributes:
+        data: support or query set for the meta-core.
+        scores: the domain's metric of every task, float32 (M,), on the CPU.
+        env_steps: environment steps that it took (examples, for supervised tasks).
+        metrics: what else is worth logging.
+    """
+
+    data: Data
+    scores: Tensor
+    env_steps: int
+    metrics: dict[str, float]
+
+
+class Domain(Protocol):
+    """A source of data with its losses."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the score: ``"return"``, ``"mse"``, ``"accuracy"``."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of the score."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger score is better."""
+        ...
+
+    @property
+    def workers(self) -> Workers:
+        """Threads and device."""
+        ...
+
+    @property
+    def query(self) -> Query:
+        """The outer loss."""
+        ...
+
+    def inner_loss(self, params: Params, support: Any) -> Tensor:
+        """Return the support loss of every task, (M,)."""
+        ...
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Return fresh meta-parameters on the domain's device."""
+        ...
+
+    def sample_tasks(self, num_tasks: int, split: Split, seed: Seed) -> Tasks:
+        """Draw tasks of a split."""
+        ...
+
+    def collect(self, params: Params, tasks: Tasks, seed: Seed, role: Role) -> Sample:
+        """Gather data of every task with its own parameters (M, ...).
+
+        All randomness of task i is a function of ``seed`` and i.
+        """
+        ...

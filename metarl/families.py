@@ -1,0 +1,338 @@
+"""Task families: what a task is, how tasks are drawn, and the registry through which every family comes.
+
+A family is a frozen dataclass: its fields are its settings (made with :func:`metarl.settings.setting`), so
+``env.horizon=100`` on the command line and ``make(name, horizon=100)`` in Python are the same thing. Built-in families and
+a user's come through the same two doors: the decorator :func:`register_family`, and the entry-point group
+``metarl.families`` of any installed distribution. Names are listed from metadata; a family's module is imported only when
+it is asked for by name, and its simulator only when it is stepped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from metarl.settings import SettingsError, check, nearest
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+GROUP = "metarl.families"
+
+# The unit interval is cut into this many cells; the last digit of a cell's number says which split owns it.
+_CELLS = 1000
+_SPLIT_DIGITS: dict[Split, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "validation": (8,), "test": (9,)}
+
+
+class FamilyError(RuntimeError):
+    """A task family broke its contract while running; the message is one line that names family, task and step."""
+
+
+class EnvFault(RuntimeError):
+    """A simulation broke down in :meth:`EnvBatch.step`; raise it to name the simulations instead of returning nonsense.
+
+    Args:
+        reason: what happened.
+        envs: indices of the broken simulations.
+    """
+
+    def __init__(self, reason: str, envs: np.ndarray) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.envs = envs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tasks:
+    """A batch of tasks as plain numbers: one row a task, one named column a parameter.
+
+    Attributes:
+        names: the parameters' names, length D.
+        values: float64, shape (M, D).
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Check that values are (M, D) and make them read-only."""
+        values = np.ascontiguousarray(self.values, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != len(self.names):
+            raise ValueError(f"task values must have shape (M, {len(self.names)}), got {values.shape}")
+        values.flags.writeable = False
+        object.__setattr__(self, "values", values)
+
+    def __len__(self) -> int:
+        """Return the number of tasks M."""
+        return len(self.values)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return one parameter of all tasks, shape (M,)."""
+        return self.values[:, self.names.index(name)]
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when names and values are."""
+        return isinstance(other, Tasks) and self.names == other.names and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        """Hash of names and values."""
+        return hash((self.names, self.values.tobytes()))
+
+    def rows(self, index: slice | Sequence[int] | np.ndarray) -> Tasks:
+        """Return a sub-batch of tasks."""
+        return Tasks(self.names, self.values[index])
+
+    def repeat(self, times: int) -> Tasks:
+        """Repeat every row ``times`` times in place: task-major rows for M x E episodes."""
+        return Tasks(self.names, np.repeat(self.values, times, axis=0))
+
+    def to_json(self) -> list[dict[str, float]]:
+        """Return one dictionary a task."""
+        return [dict(zip(self.names, map(float, row), strict=True)) for row in self.values]
+
+    @staticmethod
+    def from_json(rows: Sequence[Mapping[str, float]]) -> Tasks:
+        """Inverse of :meth:`to_json`; also the way to name tasks of one's own: ``Tasks.from_json([{"velocity": 1.5}])``."""
+        if not rows:
+            raise ValueError("at least one task is needed")
+        names = tuple(rows[0])
+        return Tasks(names, np.array([[row[name] for name in names] for row in rows], dtype=np.float64))
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskParameter:
+    """The range and unit of one task parameter."""
+
+    name: str
+    low: float
+    high: float
+    unit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSpec:
+    """What a learner must know of a reinforcement-learning family.
+
+    Attributes:
+        parameters: what a task is made of.
+        observation_size: length O of an observation, without the task.
+        action_size: length A of an action.
+        action_low: lower bound of every action component; actions are clipped to it before they act.
+        action_high: upper bound likewise.
+        horizon: control steps of an episode.
+        control_step: simulated seconds between two actions; 0 where time has no unit.
+        oracle: whether the learner appends the task to the observation (the reference that need not adapt).
+    """
+
+    parameters: tuple[TaskParameter, ...]
+    observation_size: int
+    action_size: int
+    action_low: float
+    action_high: float
+    horizon: int
+    control_step: float
+    oracle: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ShotSpec:
+    """What a learner must know of a supervised family.
+
+    Attributes:
+        parameters: what a task is made of.
+        input_shape: shape of one input.
+        target_size: numbers to predict.
+        loss: ``"mse"``.
+        metric: what is reported, e.g. ``"mse"``.
+        unit: unit of the metric.
+    """
+
+    parameters: tuple[TaskParameter, ...]
+    input_shape: tuple[int, ...]
+    target_size: int
+    loss: Literal["mse"]
+    metric: str
+    unit: str
+
+
+class Step(NamedTuple):
+    """What B simulations return for one action each; arrays the caller may keep.
+
+    Attributes:
+        observations: float32 (B, O), the state that the step led to (never a reset state).
+        rewards: float32 (B,).
+        terminated: bool (B,), the task's own end (falling over): the future is worth nothing.
+        truncated: bool (B,), the time limit: the future is cut off, not worthless.
+    """
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class EnvBatch(Protocol):
+    """B simulations that step together. A task changes only at :meth:`reset`."""
+
+    def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode in every simulation.
+
+        Args:
+            tasks: one row a simulation, B rows.
+            seeds: uint32 (B,); everything random in episode b is a function of ``seeds[b]``.
+
+        Returns:
+            Observations, float32 (B, O).
+        """
+        ...
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Apply one action, float32 (B, A), in every simulation; a finished one may be stepped on and is ignored."""
+        ...
+
+
+class Shots(NamedTuple):
+    """Labelled examples of M tasks: inputs float32 (M, N, ...), targets float32 or int64 (M, N, ...)."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+@runtime_checkable
+class RLFamily(Protocol):
+    """A distribution over Markov decision processes."""
+
+    recommended: ClassVar[Mapping[str, Any]]
+
+    @property
+    def spec(self) -> RLSpec:
+        """Sizes, ranges and units."""
+        ...
+
+    def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
+        """Draw tasks of a split; the same arguments always give the same tasks, the splits share none."""
+        ...
+
+    def batch(self, num_envs: int, threads: int) -> EnvBatch:
+        """Make ``num_envs`` simulations that step on ``threads`` threads."""
+        ...
+
+
+@runtime_checkable
+class ShotFamily(Protocol):
+    """A distribution over supervised tasks."""
+
+    recommended: ClassVar[Mapping[str, Any]]
+
+    @property
+    def spec(self) -> ShotSpec:
+        """Sizes, ranges and units."""
+        ...
+
+    def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
+        """Draw tasks of a split; the same arguments always give the same tasks, the splits share none."""
+        ...
+
+    def draw(self, tasks: Tasks, seeds: np.ndarray) -> tuple[Shots, Shots]:
+        """Draw support and query examples of every task; row i is a function of ``tasks`` row i and ``seeds[i]`` only."""
+        ...
+
+
+Family = RLFamily | ShotFamily
+F = TypeVar("F", bound=type)
+_registered: dict[str, type] = {}
+
+
+def split_uniform(num_tasks: int, split: Split, seed: int | Sequence[int], dimensions: int = 1) -> np.ndarray:
+    """Draw points of the unit cube whose first coordinate tells their split: disjoint by construction.
+
+    The unit interval is cut into 1000 cells. Cells whose number ends in 0-7 belong to ``train``, in 8 to ``validation``, in
+    9 to ``test``; a point falls uniformly into the cells of its split. So every split covers the whole range evenly (to
+    one hundredth of it) and no value can occur in two.
+
+    Returns:
+        float64, shape (num_tasks, dimensions), in [0, 1). Row i does not depend on ``num_tasks``.
+    """
+    if split not in _SPLIT_DIGITS:
+        raise SettingsError(f"Unknown split '{split}'. {nearest(split, SPLITS)}")
+    digits = _SPLIT_DIGITS[split]
+    entropy = [seed] if isinstance(seed, int) else list(seed)
+    rng = np.random.default_rng([*entropy, SPLITS.index(split)])
+    points = rng.random((num_tasks, dimensions + 1))
+    cells = np.floor(points[:, 0] * (_CELLS // 10) * len(digits)).astype(np.int64)
+    numbers = cells // len(digits) * 10 + np.asarray(digits)[cells % len(digits)]
+    # 1 - 1e-9 keeps rounding from carrying a point into the next cell, which another split may own
+    points[:, 1] = (numbers + points[:, 1] * (1 - 1e-9)) / _CELLS
+    return points[:, 1:]
+
+
+def split_of(unit: float) -> Split:
+    """Return the split that owns a point of the unit interval (see :func:`split_uniform`)."""
+    digit = int(unit * _CELLS) % 10
+    return next(split for split, digits in _SPLIT_DIGITS.items() if digit in digits)
+
+
+def register_family(name: str) -> Callable[[F], F]:
+    """Class decorator that makes a family known by ``name`` in this process.
+
+    Raises:
+        SettingsError: if the name is taken.
+    """
+
+    def register(family: F) -> F:
+        if name in names():
+            raise SettingsError(f"A family named '{name}' exists already; choose another name")
+        if not dataclasses.is_dataclass(family):
+            raise SettingsError(f"Family '{name}' must be a dataclass whose fields are its settings")
+        _registered[name] = family
+        return family
+
+    return register
+
+
+@functools.cache
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def names() -> list[str]:
+    """Return the names of all families, from metadata alone: no family is imported."""
+    return sorted({*_entry_points(), *_registered})
+
+
+def lookup(name: str) -> type:
+    """Return the family class called ``name``, importing its module if need be.
+
+    Raises:
+        SettingsError: for an unknown name (with the nearest one) or a family that cannot be imported.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name not in _entry_points():
+        raise SettingsError(f"Unknown task family '{name}'. {nearest(name, names())}")
+    point = _entry_points()[name]
+    try:
+        family = point.load()
+    except Exception as error:  # a plug-in may fail in any way; the user must learn which one
+        raise SettingsError(f"Task family '{name}' ({point.value}) cannot be imported: {error}") from error
+    if not (isinstance(family, type) and dataclasses.is_dataclass(family)):
+        raise SettingsError(f"Task family '{name}' ({point.value}) must be a dataclass whose fields are its settings")
+    return family
+
+
+def make(name: str, **settings: Any) -> Any:
+    """Make a task family: ``make("halfcheetah-vel", horizon=100)``.
+
+    Args:
+        name: one of :func:`names`.
+        **settings: the family's own settings; unknown or impossible ones are refused with the nearest name.
+
+    Returns:
+        An :class:`RLFamily` or a :class:`ShotFamily`.
+    """
+    family = lookup(name)
+    return family(**check(family, settings, prefix="env."))

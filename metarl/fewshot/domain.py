@@ -1,0 +1,124 @@
+"""Labelled shots as data of the meta-core. Shapes: M tasks, N examples of each."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.core.adapt import Geometry, Terms
+from metarl.core.parallel import Workers
+from metarl.core.params import Params
+from metarl.domain import Role, Sample, Seed
+from metarl.families import ShotFamily, Shots, Split, Tasks
+from metarl.nets.net import Net
+
+
+@dataclass(frozen=True)
+class ShotBatch:
+    """Examples: inputs (M, N, ...), targets (M, N, ...)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    @property
+    def num_tasks(self) -> int:
+        """M."""
+        return self.inputs.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.inputs.shape[1]
+
+    def rows(self, tasks: slice) -> ShotBatch:
+        """Return the examples of some tasks."""
+        return ShotBatch(self.inputs[tasks], self.targets[tasks])
+
+    def samples(self, index: Tensor) -> ShotBatch:
+        """Return some of every task's examples."""
+        index = index.to(self.inputs.device)
+        return ShotBatch(self.inputs[:, index], self.targets[:, index])
+
+
+@dataclass(frozen=True)
+class ShotQuery:
+    """Outer loss: the support loss on the query set; a regression predicts no distribution."""
+
+    domain: ShotDomain
+    geometry: Geometry | None = None
+
+    def __call__(self, params: Params, query: ShotBatch) -> Terms:
+        """Return losses (M,) and no KL."""
+        return Terms(self.domain.inner_loss(params, query), None)
+
+
+@dataclass(frozen=True)
+class ShotDomain:
+    """A supervised family and a network.
+
+    Attributes:
+        family: where tasks and examples come from.
+        net: who predicts.
+        workers: threads and device.
+    """
+
+    family: ShotFamily
+    net: Net
+    workers: Workers = field(default_factory=Workers)
+
+    @property
+    def metric(self) -> str:
+        """The family's metric."""
+        return self.family.spec.metric
+
+    @property
+    def unit(self) -> str:
+        """The metric's unit."""
+        return self.family.spec.unit
+
+    @property
+    def higher_is_better(self) -> bool:
+        """An error is not."""
+        return False
+
+    @property
+    def query(self) -> ShotQuery:
+        """The outer loss."""
+        return ShotQuery(self)
+
+    def inner_loss(self, params: Params, support: ShotBatch) -> Tensor:
+        """Mean squared error over a task's examples, (M,)."""
+        return (self.net(params, support.inputs) - support.targets).square().flatten(1).mean(1)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Return fresh meta-parameters."""
+        return {name: value.to(self.workers.device) for name, value in self.net.init(generator).items()}
+
+    def sample_tasks(self, num_tasks: int, split: Split, seed: Seed) -> Tasks:
+        """Draw tasks of a split."""
+        return self.family.sample_tasks(num_tasks, split, seed)
+
+    def collect(self, params: Params, tasks: Tasks, seed: Seed, role: Role) -> Sample:
+        """Return the support or the query set; the scores are the parameters' losses on the query set.
+
+        A task has one support set however many inner steps look at it, so the last word of ``seed``, the inner step,
+        plays no part.
+        """
+        started = time.perf_counter()
+        seeds = np.array(
+            [np.random.SeedSequence([*seed[:-1]], spawn_key=(task,)).generate_state(1)[0] for task in range(len(tasks))]
+        )
+        support, query = (self._on_device(shots) for shots in self.family.draw(tasks, seeds))
+        with torch.no_grad():
+            scores = self.inner_loss(params, query).cpu()
+        data = support if role == "support" else query
+        return Sample(
+            data, scores, data.num_tasks * data.num_samples, {"seconds_sampling": time.perf_counter() - started}
+        )
+
+    def _on_device(self, shots: Shots) -> ShotBatch:
+        return ShotBatch(*(torch.from_numpy(array).to(self.workers.device) for array in shots))

@@ -1,0 +1,165 @@
+"""The meta-learner: one iteration, the same for reinforcement learning and few-shot learning."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from metarl.core.adapt import Objective
+from metarl.core.inner import InnerRule
+from metarl.core.outer import OuterRule, State
+from metarl.core.parallel import chunks
+from metarl.core.params import Params, detach, expand, rows, stack_rows
+from metarl.domain import Domain, Sample, Seed
+from metarl.families import Tasks
+from metarl.settings import SettingsError
+
+# First word of a seed after the user's: streams that must never meet.
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class MetaState:
+    """All that an iteration changes. With the settings it determines everything that follows.
+
+    Attributes:
+        meta: meta-parameters.
+        outer: the outer rule's state.
+        iteration: outer updates done.
+        env_steps: environment steps of support and query sets so far.
+        seed: the user's seed; all randomness is a function of it, the iteration, the stage and the task.
+    """
+
+    meta: Params
+    outer: State
+    iteration: int
+    env_steps: int
+    seed: int
+
+
+class Trail(NamedTuple):
+    """What adapting went through: the data before each inner step, the data after the last, and the final parameters."""
+
+    supports: list[Sample]
+    query: Sample
+    params: Params
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MetaLearner:
+    """Meta-learning on one domain with one inner and one outer rule.
+
+    Attributes:
+        domain: where data and losses come from: ``metarl.rl.RLDomain`` or ``metarl.fewshot.ShotDomain``.
+        inner: how a task is learned.
+        outer: how the meta-parameters are.
+        inner_steps: inner updates in training; 0 trains without adapting (pretrained and oracle references).
+        meta_batch_size: M, tasks of one iteration.
+        chunk_tasks: tasks differentiated at once; None chooses by the number of samples.
+
+    Raises:
+        SettingsError: where the outer rule needs a distribution and the domain predicts none.
+
+    Example:
+        >>> import metarl
+        >>> learner = metarl.build("sinusoid", meta_batch_size=4)
+        >>> state = learner.init(seed=0)
+        >>> state, metrics = learner.iteration(state)
+        >>> state.iteration
+        1
+    """
+
+    domain: Domain
+    inner: InnerRule[Any]
+    outer: OuterRule
+    inner_steps: int = 1
+    meta_batch_size: int = 40
+    chunk_tasks: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible pairings."""
+        if self.outer.needs_geometry and self.domain.query.geometry is None:
+            raise SettingsError(
+                f"{type(self.outer).__name__} needs predictions that are a distribution, and this family's"
+                f" {self.domain.metric} loss has none; choose algo=maml-adam"
+            )
+
+    def init(self, seed: int = 0) -> MetaState:
+        """Return the state before the first iteration."""
+        meta = self.domain.init(torch.Generator().manual_seed(seed))
+        return MetaState(meta, self.outer.init(meta), iteration=0, env_steps=0, seed=seed)
+
+    def iteration(self, state: MetaState) -> tuple[MetaState, Mapping[str, float]]:
+        """One outer update: sample tasks, collect while adapting, differentiate through it all, step.
+
+        Returns:
+            The next state, and metrics (defined in :mod:`metarl.run.metrics`).
+        """
+        started = time.perf_counter()
+        seed = (state.seed, TRAIN, state.iteration)
+        tasks = self.domain.sample_tasks(self.meta_batch_size, "train", seed)
+        trail = self.explore(state.meta, tasks, seed, self.inner_steps)
+        objective = Objective(
+            rule=self.inner,
+            supports=[sample.data for sample in trail.supports],
+            query=trail.query.data,
+            loss=self.domain.query,
+            workers=self.domain.workers,
+            chunk_tasks=self.chunk_tasks,
+        )
+        meta, outer, metrics = self.outer.step(state.meta, objective, state.outer)
+        samples = [*trail.supports, trail.query]
+        env_steps = state.env_steps + sum(sample.env_steps for sample in samples)
+        metric = self.domain.metric
+        before, after = samples[0].scores, trail.query.scores
+        metrics = {
+            "iteration": state.iteration,
+            "env_steps": env_steps,
+            f"pre_{metric}": float(before.mean()),
+            f"post_{metric}": float(after.mean()),
+            "gain_ci95": 1.96 * float((after - before).std()) / len(before) ** 0.5 if len(before) > 1 else 0.0,
+            **metrics,
+            **_merged(samples),
+        }
+        metrics["seconds_adaptation"] = trail.seconds + metrics.pop("seconds_judging", 0.0)
+        metrics["seconds_iteration"] = time.perf_counter() - started
+        following = dataclasses.replace(
+            state, meta=meta, outer=outer, iteration=state.iteration + 1, env_steps=env_steps
+        )
+        return following, metrics
+
+    def explore(self, meta: Params, tasks: Tasks, seed: Seed, steps: int) -> Trail:
+        """Collect, adapt, collect, ...: fresh data of every task before each inner step and after the last.
+
+        Training differentiates through this, evaluation reads its scores: there is no other way to adapt.
+        """
+        params = expand(detach(meta), len(tasks))
+        supports: list[Sample] = []
+        seconds = 0.0
+        for step in range(steps):
+            supports.append(self.domain.collect(params, tasks, (*seed, step), "support"))
+            started = time.perf_counter()
+            params = self.adapt(params, supports[-1].data)
+            seconds += time.perf_counter() - started
+        return Trail(supports, self.domain.collect(params, tasks, (*seed, steps), "query"), params, seconds)
+
+    def adapt(self, params: Params, support: Any) -> Params:
+        """Apply the inner rule once to parameters (M, ...), chunk by chunk, without a graph."""
+        workers = self.domain.workers
+        cuts = chunks(support.num_tasks, support.num_samples, workers.device, self.chunk_tasks)
+        return stack_rows(workers.map(lambda cut: detach(self.inner(rows(params, cut), support.rows(cut))), cuts))
+
+
+def _merged(samples: list[Sample]) -> dict[str, float]:
+    """Add up seconds; of everything else keep the last sample's (after adaptation)."""
+    merged = dict(samples[-1].metrics)
+    for name in merged:
+        if name.startswith("seconds_"):
+            merged[name] = sum(sample.metrics[name] for sample in samples)
+    return merged

@@ -1,0 +1,56 @@
+"""Linear feature baseline, fitted to each task's own episodes. Shapes: M tasks, T steps, E episodes, O observation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Finn et al. start at 1e-5 and raise it tenfold while the solution is not finite; in float64 one value serves.
+_RIDGE = 1e-5
+
+
+def features(observations: Tensor, time: Tensor) -> Tensor:
+    r"""Features (..., 2O + 4) of observations (..., O) at times (...): $s, s^2, \tau, \tau^2, \tau^3, 1$, $\tau = t / 100$.
+
+    Observations are clipped to +-10; t counts the steps within the episode.
+
+    Reference: Duan et al. (2016), arXiv:1604.06778, appendix.
+    """
+    clipped = observations.clamp(-10.0, 10.0)
+    tau = (time / 100.0).to(observations.dtype)
+    powers = torch.stack([tau, tau**2, tau**3, torch.ones_like(tau)], -1)
+    return torch.cat([clipped, clipped.square(), powers.expand(*observations.shape[:-1], 4)], -1)
+
+
+def fit(observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    r"""Fit $V(s_t) = w^T \phi$ to each task's returns by ridge least squares; return w, (M, 2O + 4, 1).
+
+    $$ w = (\Phi^T \Phi + \lambda I)^{-1} \Phi^T R $$
+
+    Args:
+        observations: (M, T, E, O).
+        returns: targets, (M, T, E).
+        mask: 1 where a step counts, (M, T, E).
+    """
+    phi = features(observations, _times(observations)).flatten(1, 2)
+    weighted = (phi * mask.flatten(1, 2).unsqueeze(-1)).transpose(1, 2)
+    gram = torch.bmm(weighted, phi).double()
+    moment = torch.bmm(weighted, returns.flatten(1, 2).unsqueeze(-1)).double()
+    ridge = _RIDGE * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + ridge, moment).to(phi.dtype)
+
+
+def predict(weights: Tensor, observations: Tensor) -> Tensor:
+    """Value every state, (M, T, E), of observations (M, T, E, O)."""
+    phi = features(observations, _times(observations)).flatten(1, 2)
+    return torch.bmm(phi, weights).view(observations.shape[:-1])
+
+
+def predict_final(weights: Tensor, observations: Tensor, mask: Tensor) -> Tensor:
+    """Value the states after the episodes' last steps, (M, E), of observations (M, E, O)."""
+    return torch.bmm(features(observations, mask.sum(1)), weights).squeeze(-1)
+
+
+def _times(observations: Tensor) -> Tensor:
+    horizon, episodes = observations.shape[1:3]
+    return torch.arange(horizon, device=observations.device)[:, None].expand(horizon, episodes)

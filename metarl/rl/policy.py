@@ -1,0 +1,89 @@
+"""Gaussian policy with a state-independent standard deviation.
+
+Shapes: M tasks, N states, O observation, A action.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarl.core.params import Params
+from metarl.nets.net import Net
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Gaussian(NamedTuple):
+    """A diagonal normal distribution per state: mean (M, N, A), log standard deviation (M, A)."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+@dataclass(frozen=True)
+class GaussianPolicy:
+    r"""$a \sim \mathcal N(\mu_\theta(s), \operatorname{diag}(e^{2 \theta_\sigma}))$; all parameters, the log-std too, are adapted.
+
+    Attributes:
+        net: the mean network; its parameters keep their names, the log-std is ``log_std`` (A,).
+        action_size: A.
+        init_std: standard deviation before training.
+        min_std: smallest standard deviation; below it the log-std has no gradient.
+    """
+
+    net: Net
+    action_size: int
+    init_std: float = 1.0
+    min_std: float = 1e-6
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Return fresh parameters."""
+        log_std = torch.full((self.action_size,), math.log(self.init_std))
+        return {**self.net.init(generator), "log_std": log_std}
+
+    def distribution(self, params: Params, observations: Tensor) -> Gaussian:
+        """Return the action distribution at observations (M, N, O)."""
+        weights = {name: value for name, value in params.items() if name != "log_std"}
+        return Gaussian(self.net(weights, observations), self.clamped(params["log_std"]))
+
+    def clamped(self, log_std: Tensor) -> Tensor:
+        """Return the log standard deviation that acts."""
+        return log_std.clamp(min=math.log(self.min_std))
+
+
+def log_prob(distribution: Gaussian, actions: Tensor) -> Tensor:
+    """Log-density of actions (M, N, A), summed over the action's components: (M, N), nats."""
+    mean, log_std = distribution
+    z = (actions - mean) * torch.exp(-log_std).unsqueeze(1)
+    return -0.5 * z.square().sum(-1) - (log_std + _HALF_LOG_2PI).sum(-1, keepdim=True)
+
+
+def entropy(log_std: Tensor) -> Tensor:
+    """Differential entropy of a Gaussian with log standard deviation (..., A): (...,), nats."""
+    return (log_std + _HALF_LOG_2PI + 0.5).sum(-1)
+
+
+def kl(old: Gaussian, new: Gaussian) -> Tensor:
+    r"""KL(old||new) at every state, (M, N), nats.
+
+    $$ \sum_a \log\frac{\sigma'_a}{\sigma_a} + \frac{\sigma_a^2 + (\mu_a - \mu'_a)^2}{2 \sigma_a'^2} - \frac12 $$
+    """
+    inverse = torch.exp(-2 * new.log_std).unsqueeze(1)
+    variance = torch.exp(2 * (old.log_std - new.log_std)).unsqueeze(1)
+    shift = (old.mean - new.mean).square() * inverse
+    spread = (new.log_std - old.log_std).unsqueeze(1)
+    return (spread + 0.5 * (variance + shift - 1.0)).sum(-1)
+
+
+def fisher(at: Gaussian, tangent: Gaussian, weights: Tensor) -> Gaussian:
+    r"""Multiply a tangent by the Fisher matrix of every state, weighted by (M, N).
+
+    In (mean, log-std) coordinates the matrix is diagonal: $1/\sigma^2$ and 2.
+    """
+    mean = tangent.mean * torch.exp(-2 * at.log_std).unsqueeze(1) * weights.unsqueeze(-1)
+    return Gaussian(mean, 2 * tangent.log_std * weights.sum(1, keepdim=True))

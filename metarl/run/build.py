@@ -1,0 +1,95 @@
+"""From a resolved configuration to a learner."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from metarl import algorithms, families
+from metarl.core.parallel import Workers
+from metarl.domain import Domain
+from metarl.families import RLSpec
+from metarl.fewshot import ShotDomain
+from metarl.learner import MetaLearner
+from metarl.nets import MLP
+from metarl.rl import GaussianPolicy, RLDomain
+from metarl.run.config import RunConfig, resolve
+from metarl.settings import SettingsError
+
+
+def build(
+    env: str,
+    algo: str | None = None,
+    *,
+    env_settings: Mapping[str, Any] | None = None,
+    algo_settings: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> MetaLearner:
+    """Build a learner by name: ``build("halfcheetah-vel", inner_steps=2, env_settings={"horizon": 100})``.
+
+    Args:
+        env: family name.
+        algo: algorithm name; None takes the family's recommendation.
+        env_settings: the family's own settings.
+        algo_settings: the algorithm's own settings.
+        **settings: run settings (:class:`metarl.run.config.RunSettings`); what is not given is the family's
+            recommendation.
+    """
+    config = resolve(env, algo, env_settings=env_settings or {}, algo_settings=algo_settings or {}, settings=settings)
+    return build_learner(config)
+
+
+def build_learner(config: RunConfig) -> MetaLearner:
+    """Build the learner that a configuration describes."""
+    run = config.run
+    domain = _domain(config, Workers(run.threads or cores(), device(run.device)))
+    algorithm = algorithms.make(config.algo, **config.algo_settings)
+    inner, outer = algorithm.rules(domain.inner_loss, run.inner_lr)
+    return MetaLearner(domain, inner, outer, run.inner_steps, run.meta_batch_size, run.chunk_tasks)
+
+
+def device(name: str) -> torch.device:
+    """Return ``auto``'s choice (CUDA where there is one), or the device by name.
+
+    Raises:
+        SettingsError: for ``cuda`` where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "device=cuda: this machine or this build of torch has no CUDA; use device=cpu or device=auto"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+
+
+def _domain(config: RunConfig, workers: Workers) -> Domain:
+    run = config.run
+    family = families.make(config.env, **config.env_settings)
+    spec = family.spec
+    if isinstance(spec, RLSpec):
+        inputs = spec.observation_size + (len(spec.parameters) if spec.oracle else 0)
+        policy = GaussianPolicy(
+            MLP((inputs, *run.hidden_sizes, spec.action_size), run.activation), spec.action_size, run.init_std
+        )
+        return RLDomain(
+            family,
+            policy,
+            episodes=run.episodes_per_task,
+            gamma=run.gamma,
+            gae_lambda=run.gae_lambda,
+            surrogate=run.inner_surrogate,
+            bootstrap=run.bootstrap,
+            workers=workers,
+        )
+    inputs = math.prod(spec.input_shape)
+    return ShotDomain(family, MLP((inputs, *run.hidden_sizes, spec.target_size), run.activation), workers)

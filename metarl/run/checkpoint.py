@@ -1,0 +1,488 @@
+"""Checkpoints that survive ``kill -9``, power cuts and flipped bits, and the lock that keeps a run to one writer.
+
+A checkpoint is a directory with ``tensors.safetensors``, ``state.json`` and ``manifest.json``; the manifest holds size
+and SHA-256 of the other two, the order of the tensors and a checksum of itself. In ``RUN/checkpoints``::
+
+    00000123/         a step
+    best-00000100/    the best so far, a copy of its own; the highest step counts
+    00000123.next/    complete successor of a step that was saved before; exists only until the old one is gone
+    .tmp-*/           being written or removed
+
+A directory gets its final name by one rename when all of it is on disk, and loses it by one rename before it is
+deleted: under a final name there is never half a checkpoint. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from metarl.settings import SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"(?P<best>best-)?(?P<step>[0-9]{8,})(?P<next>\.next)?")
+_MANIFEST_LIMIT = 1 << 24  # bytes; with 100 000 tensors it has less
+
+
+class CheckpointError(SettingsError):
+    """A checkpoint cannot be written or read; the message is one line that names the file and the remedy."""
+
+
+class _Damage(Exception):  # noqa: N818 - a finding, not yet an error: there may be an intact checkpoint besides
+    """What is wrong with one checkpoint."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint read from disk.
+
+    Attributes:
+        path: its directory.
+        step: the number that it was saved under.
+        tensors: on the CPU, in the order in which they were given (a parameter vector depends on it).
+        record: what else was saved, as JSON gives it back (tuples as lists).
+    """
+
+    path: Path
+    step: int
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run: any number of readers, one writer (see :class:`RunLock`).
+
+    Args:
+        directory: usually ``RUN/checkpoints``; made by the first save.
+        keep: steps that are kept, besides the best.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self.directory = Path(directory)
+        self.keep = keep
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], *, best: bool = False) -> Path:
+        """Write a checkpoint so that a kill at any moment leaves the previous or the new one.
+
+        The same arguments give the same bytes. A step that exists already is replaced, and higher ones are removed:
+        they are damaged, or they would not be written again. So what was saved last is the latest.
+
+        Args:
+            step: its number, not negative.
+            tensors: of any device and memory layout; graphs are cut.
+            record: JSON values with string keys; numbers must be finite.
+            best: make it the best so far, too.
+
+        Returns:
+            The directory of the step.
+
+        Raises:
+            CheckpointError: if it cannot be written; the checkpoints that were there are untouched.
+        """
+        if step < 0:
+            raise ValueError(f"step must not be negative, got {step}")
+        target = self.directory / f"{step:08d}"
+        files = _pack(target, step, tensors, record)
+        # The best comes first: were the step first, a kill between them would leave a run that continues after the step
+        # and never learns that it was the best.
+        targets = [self.directory / f"best-{target.name}", target] if best else [target]
+        try:
+            if not self.directory.is_dir():
+                self.directory.mkdir(parents=True)
+                _fsync(self.directory.parent)
+            self._finish_replacements()
+            pending = [path for path in targets if not _holds(path, files)]
+            for path in pending:
+                _write(_temporary(path), files)
+            for path in targets:
+                if path in pending:
+                    _publish(path)
+                if path != target:
+                    # a higher one may be there, too: of a future that was lost with damaged steps
+                    self._remove(other for other in self._paths(best=True) if other != path)
+            _fault("before_prune")
+            self._prune(target)
+        except OSError as error:
+            needed = len(targets) * sum(map(len, files.values()))
+            raise CheckpointError(
+                f"Cannot write checkpoint {target} ({needed} bytes): {error.strerror or error}; make room there, allow"
+                " writing or choose another run_dir. Earlier checkpoints are untouched"
+            ) from error
+        finally:
+            for path in targets:
+                shutil.rmtree(_temporary(path), ignore_errors=True)
+        return target
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest intact step; damaged ones are named in a warning and passed over.
+
+        Returns:
+            None if nothing was ever saved.
+
+        Raises:
+            CheckpointError: if there are some and all are damaged, or the newest has another schema.
+        """
+        return self._newest(best=False)
+
+    def best(self) -> Checkpoint | None:
+        """Return the step last saved with ``best=True``; otherwise like :meth:`latest`."""
+        return self._newest(best=True)
+
+    def clean(self) -> None:
+        """Remove what a killed writer left behind. Only the writer calls this, once, holding the lock.
+
+        Raises:
+            CheckpointError: if the directory cannot be read or written.
+        """
+        try:
+            self._finish_replacements()
+            for path in self.directory.glob(".tmp-*/"):
+                shutil.rmtree(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot clean {self.directory}: {error.strerror or error}; allow writing there"
+            ) from error
+
+    def _paths(self, best: bool) -> list[Path]:
+        """List the checkpoints, newest first; a successor stands before what it replaces."""
+        try:
+            names = [match for name in os.listdir(self.directory) if (match := _NAME.fullmatch(name))]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot read {self.directory}: {error.strerror}; name a run whose checkpoints you may read"
+            ) from error
+        chosen = [match for match in names if bool(match["best"]) == best]
+        chosen.sort(key=lambda match: (int(match["step"]), bool(match["next"])), reverse=True)
+        return [self.directory / match.string for match in chosen]
+
+    def _newest(self, best: bool) -> Checkpoint | None:
+        damaged: dict[Path, str] = {}
+        while paths := [path for path in self._paths(best) if path not in damaged]:
+            try:
+                found = _load(paths[0])
+            except _Damage as damage:
+                if paths[0].exists():  # otherwise the writer has removed it meanwhile: list again
+                    damaged[paths[0]] = str(damage)
+                continue
+            for text in damaged.values():
+                warnings.warn(f"Damaged checkpoint: {text}; using {found.path}", RuntimeWarning, stacklevel=3)
+            return found
+        if damaged:
+            which = "best checkpoint" if best else "checkpoint"
+            raise CheckpointError(
+                f"Every {which} in {self.directory} is damaged: {'; '.join(damaged.values())}."
+                " Restore the files from a copy, or start again in another run_dir"
+            )
+        return None
+
+    def _finish_replacements(self) -> None:
+        for path in [*self._paths(best=False), *self._paths(best=True)]:
+            if path.suffix == ".next":
+                if _looks_intact(path):
+                    _replace(path)
+                else:
+                    self._remove([path])
+
+    def _prune(self, saved: Path) -> None:
+        """Keep what was just saved, the newest earlier steps and the newest best, as far as they look intact."""
+        steps, bests = self._paths(best=False), self._paths(best=True)
+        earlier = [path for path in steps[steps.index(saved) + 1 :] if _looks_intact(path)]
+        best = [path for path in bests if _looks_intact(path)][:1] or bests
+        kept = {saved, *earlier[: self.keep - 1], *best}
+        self._remove(path for path in [*steps, *bests] if path not in kept)
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            try:
+                _remove(path)
+            except OSError as error:  # not worth stopping a run
+                warnings.warn(f"Cannot remove old checkpoint {path}: {error.strerror}", RuntimeWarning, stacklevel=4)
+
+
+class RunLock:
+    """Context manager that lets one process at a time write a run; the kernel frees it however the process ends.
+
+    Args:
+        file: the lock, ``RUN/.lock``; RUN must exist.
+
+    Raises:
+        SettingsError: on entering, if another process holds the lock or it cannot be made.
+    """
+
+    # Locks that are open. A forked child inherits them, and would keep the run locked when its parent is killed.
+    _held: ClassVar[set[int]] = set()
+
+    def __init__(self, file: Path) -> None:
+        self.file = Path(file)
+        self._handle = -1
+
+    def __enter__(self) -> RunLock:
+        try:
+            self._handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise SettingsError(f"Cannot lock {self.file.parent}: {error.strerror}; choose another run_dir") from error
+        self._held.add(self._handle)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid, _, host = os.pread(self._handle, 300, 0).decode(errors="replace").strip().partition(" ")
+            holder = f" (pid {pid} on host {host})" if pid else ""
+            self._close()
+            raise SettingsError(
+                f"Another process{holder} is writing {self.file.parent}; stop it or choose another run_dir"
+            ) from error
+        except OSError as error:  # some cluster file systems have no locks
+            text = f"{self.file.parent} cannot be locked ({error.strerror}); let one process at a time write it"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, it only has no name
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The file stays: were it removed, a process that has it open already could lock what nobody else sees.
+        self._close()
+
+    def _close(self) -> None:
+        if self._handle in self._held:
+            self._held.remove(self._handle)
+            os.close(self._handle)
+
+
+def _forget_locks() -> None:
+    while RunLock._held:
+        os.close(RunLock._held.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+# ---- the format
+
+
+def _pack(target: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the three files of a checkpoint."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save
+
+    try:
+        if "__metadata__" in tensors:  # safetensors writes that and cannot read it
+            raise ValueError("no tensor can be called __metadata__")
+        # copy_ settles device, strides, conjugate bits and shared memory (which safetensors refuses) all at once
+        copies = {
+            name: torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value.detach())
+            for name, value in tensors.items()
+        }
+        files = {TENSORS: save(copies), STATE: _json(dict(record))}
+    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"Cannot save checkpoint {target}: {_line(error)};"
+            " tensors must be dense, and the record JSON with finite numbers"
+        ) from error
+    entries = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
+    # the order is said here because safetensors sorts by type and name
+    manifest = {"schema": SCHEMA, "step": step, "tensors": list(tensors), "files": entries}
+    return {**files, MANIFEST: _json({**manifest, "checksum": _sha256(_json(manifest))})}
+
+
+def _load(path: Path) -> Checkpoint:
+    """Read one checkpoint; the bytes that are decoded are the very bytes that were verified."""
+    from safetensors.torch import load
+
+    manifest = _manifest(path)
+    data = {}
+    for name in (TENSORS, STATE):
+        with _naming(path / name):
+            data[name] = _read(path / name)
+            if manifest["files"][name]["sha256"] != _sha256(data[name]):
+                raise _Damage(f"{path / name} is not what was written (SHA-256 differs)")
+    with _naming(path / STATE):
+        record = dict(json.loads(data[STATE]))
+    with _naming(path / TENSORS):
+        loaded = load(data.pop(TENSORS))
+        # clone moves them to memory with torch's own alignment, on which the rounding of vectorised sums may depend
+        tensors = {name: loaded.pop(name).clone() for name in manifest["tensors"]}
+        if loaded:
+            raise _Damage(f"{path / TENSORS} holds tensors that its manifest does not name")
+    return Checkpoint(path, manifest["step"], tensors, record)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest and compare the directory with it, all but the contents of the files."""
+    file = path / MANIFEST
+    with _naming(file):
+        data = _read(file, limit=_MANIFEST_LIMIT)
+        manifest = dict(json.loads(data))
+        checksum = manifest.pop("checksum")
+        if checksum != _sha256(_json(manifest)) or data != _json({**manifest, "checksum": checksum}):
+            raise _Damage(f"{file} is not what was written (checksum differs)")
+        if manifest["schema"] != SCHEMA:  # not damage: an older step must not silently take its place
+            raise CheckpointError(
+                f"{file} has schema {manifest['schema']} and this metarl reads {SCHEMA}; install a newer metarl"
+            )
+        name = _NAME.fullmatch(path.name)
+        if name is None or manifest["step"] != int(name["step"]):
+            raise _Damage(f"{file} belongs to step {manifest['step']}")
+        if set(manifest["files"]) != {TENSORS, STATE}:  # so none can lead out of the directory
+            raise _Damage(f"{file} names the files {sorted(manifest['files'])} instead of {[STATE, TENSORS]}")
+        for name, entry in manifest["files"].items():
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                raise _Damage(f"{path / name} has {size} bytes instead of {entry['bytes']}")
+    return manifest
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with bytes from a disk into :class:`_Damage` that names the file."""
+    try:
+        yield
+    except (_Damage, CheckpointError):
+        raise
+    except OSError as error:
+        raise _Damage(f"{error.filename or file} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # bytes that somebody made up may fail in the parsers in any way
+        raise _Damage(f"{file} cannot be decoded: {_line(error)}") from error
+
+
+def _looks_intact(path: Path) -> bool:
+    """Tell whether manifest and sizes are right; contents are verified when they are loaded."""
+    try:
+        _manifest(path)
+    except (_Damage, CheckpointError):
+        return False
+    return True
+
+
+def _holds(path: Path, files: Mapping[str, bytes]) -> bool:
+    """Tell whether a directory has these very contents already."""
+    try:
+        return all(_read(path / name) == data for name, data in files.items())
+    except (OSError, _Damage):
+        return False
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, allow_nan=False, indent=1).encode() + b"\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+# ---- files and directories; all of these raise OSError
+
+
+def _read(path: Path, limit: int | None = None) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise _Damage(f"{path} is not a regular file")
+    if limit is not None and status.st_size > limit:
+        raise _Damage(f"{path} has {status.st_size} bytes, more than {limit}")
+    return path.read_bytes()
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write a directory and wait until it is on disk."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    for name, data in files.items():
+        with open(directory / name, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if name == TENSORS:
+            _fault("after_tensors")
+    _fault("after_files")
+    _fsync(directory)
+
+
+def _publish(path: Path) -> None:
+    """Give a complete temporary directory its final name."""
+    _fault("before_rename")
+    if path.exists():  # a directory cannot be renamed onto one that is not empty
+        successor = path.with_name(path.name + ".next")
+        os.rename(_temporary(path), successor)
+        _fsync(path.parent)
+        _replace(successor)
+    else:
+        os.rename(_temporary(path), path)
+        _fsync(path.parent)
+    _fault("after_rename")
+
+
+def _replace(successor: Path) -> None:
+    """Put ``00000123.next`` in the place of ``00000123``; one of them is complete at any moment."""
+    path = successor.with_suffix("")
+    _fault("while_replacing")
+    if path.exists():
+        _remove(path)
+    _fault("while_replacing")
+    os.rename(successor, path)
+    _fsync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """Take the name away, then delete."""
+    trash = _temporary(path.with_name(f"removed-{path.name}"))
+    shutil.rmtree(trash, ignore_errors=True)
+    os.rename(path, trash)
+    shutil.rmtree(trash)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp-{path.name}-{os.getpid()}")
+
+
+def _fsync(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+_passages: collections.Counter[str] = collections.Counter()
+
+
+def _fault(point: str) -> None:
+    # Tests die here: METARL_FAULT=after_rename:2 ends the process at the second passage of that point.
+    wanted, _, count = os.environ.get("METARL_FAULT", "").partition(":")
+    if wanted == point:
+        _passages[point] += 1
+        if _passages[point] == int(count or 1):
+            os._exit(9)

@@ -1,0 +1,190 @@
+"""The training loop: iterate, log, checkpoint, validate; stop when asked; continue where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+
+from metarl.learner import VALIDATION, MetaLearner, MetaState
+from metarl.run.build import build_learner
+from metarl.run.checkpoint import Checkpoint, CheckpointStore, RunLock
+from metarl.run.config import RunConfig
+from metarl.run.directory import CHECKPOINTS, LOCK, METRICS, TENSORBOARD, prepare, read_config, write_config
+from metarl.run.log import Board, MetricsFile, progress
+from metarl.run.provenance import record_session
+from metarl.settings import SettingsError
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best validation so far: its score and its iteration."""
+
+    score: float
+    iteration: int
+
+
+def train(config: RunConfig, command: str) -> int:
+    """Run or continue a training, and return the process's exit code.
+
+    Args:
+        config: the resolved configuration.
+        command: the command line, recorded with the results.
+
+    Returns:
+        0 when all iterations are done, 130 or 143 when SIGINT or SIGTERM ended it early (after a checkpoint).
+
+    Raises:
+        SettingsError: for what the user can correct; nothing has been written then.
+    """
+    learner = build_learner(config)
+    start = _warm_started(learner, config)
+    path, warnings = prepare(config)
+    print(f"run_dir: {path}", flush=True)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    with RunLock(path / LOCK):
+        store = CheckpointStore(path / CHECKPOINTS)
+        store.clean()
+        saved = store.latest()
+        state, best = restored(saved, learner) if saved else (start, None)
+        if state.iteration >= config.run.iterations:
+            print(f"complete: all {config.run.iterations} iterations are done")
+            return 0
+        write_config(path, config)
+        record_session(path, command, config, learner, state.iteration)
+        with _Stop() as stop:
+            _loop(learner, state, best, config, path, store, stop)
+        if stop.signal:
+            print(f"stopped by {signal.Signals(stop.signal).name}; continue with run_dir={path} resume=auto")
+            return 128 + stop.signal
+    print(f"complete: now run  python -m metarl.evaluate run={path}")
+    return 0
+
+
+def _loop(
+    learner: MetaLearner,
+    state: MetaState,
+    best: Best | None,
+    config: RunConfig,
+    path: pathlib.Path,
+    store: CheckpointStore,
+    stop: _Stop,
+) -> None:
+    run = config.run
+    with (
+        contextlib.closing(MetricsFile(path / METRICS, state.iteration)) as file,
+        contextlib.closing(Board(path / TENSORBOARD, state.env_steps)) as board,
+        contextlib.closing(progress(run.iterations, state.iteration, learner.domain.metric)) as shown,
+    ):
+        while state.iteration < run.iterations and not stop.signal:
+            before = state.env_steps
+            state, metrics = learner.iteration(state)
+            row = dict(metrics)
+            row["env_steps_per_second"] = (state.env_steps - before) / row["seconds_iteration"]
+            if run.eval_every and state.iteration % run.eval_every == 0:
+                validation = validate(learner, state, run.eval_tasks, run.eval_steps)
+                row |= validation
+                score = validation[f"validation_{learner.domain.metric}_{run.eval_steps}"]
+                if best is None or (score > best.score) == learner.domain.higher_is_better and score != best.score:
+                    best = Best(score, state.iteration)
+                    store.save(state.iteration, _tensors(state), _record(state, best), best=True)
+            file.write(row)
+            if state.iteration % run.checkpoint_every == 0 or state.iteration == run.iterations or stop.signal:
+                store.save(state.iteration, _tensors(state), _record(state, best))
+            board.write(row)
+            shown.show(row)
+
+
+def validate(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> dict[str, float]:
+    """Adapt on fixed validation tasks; return ``validation_METRIC_k`` for k = 0..steps."""
+    started = time.perf_counter()
+    seed = (state.seed, VALIDATION)
+    trail = learner.explore(state.meta, learner.domain.sample_tasks(tasks, "validation", seed), seed, steps)
+    scores = [float(sample.scores.mean()) for sample in (*trail.supports, trail.query)]
+    metric = learner.domain.metric
+    return {f"validation_{metric}_{k}": score for k, score in enumerate(scores)} | {
+        "seconds_validation": time.perf_counter() - started
+    }
+
+
+def restored(checkpoint: Checkpoint, learner: MetaLearner) -> tuple[MetaState, Best | None]:
+    """Return the state that a checkpoint holds, on the learner's device."""
+    record, device = checkpoint.record, learner.domain.workers.device
+    groups: dict[str, dict[str, torch.Tensor]] = {"meta": {}, "outer": {}}
+    for name, value in checkpoint.tensors.items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = value
+    meta = {name: value.to(device) for name, value in groups["meta"].items()}
+    # counters stay on the CPU, where they are read
+    outer = {name: value.to(device) if value.dim() else value for name, value in groups["outer"].items()}
+    state = MetaState(meta, outer, record["iteration"], record["env_steps"], record["seed"])
+    return state, Best(**record["best"]) if record["best"] else None
+
+
+def _tensors(state: MetaState) -> dict[str, torch.Tensor]:
+    meta = {f"meta/{name}": value for name, value in state.meta.items()}
+    return meta | {f"outer/{name}": value for name, value in state.outer.items()}
+
+
+def _record(state: MetaState, best: Best | None) -> Mapping[str, Any]:
+    return {
+        "iteration": state.iteration,
+        "env_steps": state.env_steps,
+        "seed": state.seed,
+        "best": dataclasses.asdict(best) if best else None,
+    }
+
+
+def _warm_started(learner: MetaLearner, config: RunConfig) -> MetaState:
+    state = learner.init(config.run.seed)
+    if config.run.init_from is None:
+        return state
+    source = pathlib.Path(config.run.init_from)
+    read_config(source)
+    checkpoint = CheckpointStore(source / CHECKPOINTS).latest()
+    if checkpoint is None:
+        raise SettingsError(f"init_from={source} has no checkpoint yet")
+    meta = restored(checkpoint, learner)[0].meta
+    shapes, wanted = ({name: tuple(v.shape) for name, v in params.items()} for params in (meta, state.meta))
+    if shapes != wanted:
+        culprit = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+        raise SettingsError(
+            f"init_from={source} has another network: {culprit} is {shapes.get(culprit)} there and"
+            f" {wanted.get(culprit)} here; use the same hidden_sizes and family"
+        )
+    return dataclasses.replace(state, meta=meta, outer=learner.outer.init(meta))
+
+
+class _Stop:
+    """Takes SIGINT and SIGTERM: the first asks for an end after the iteration, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        message = "stopping after this iteration, with a checkpoint; once more stops at once\n"
+        with contextlib.suppress(OSError):
+            os.write(2, message.encode())
