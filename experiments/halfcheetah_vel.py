@@ -48,17 +48,34 @@ def main() -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    runs, results = (RUNS, RESULTS) if not settings.tiny else (pathlib.Path("runs/tiny"), pathlib.Path("runs/tiny/results"))
+    runs, results = (
+        (RUNS, RESULTS) if not settings.tiny else (pathlib.Path("runs/tiny"), pathlib.Path("runs/tiny/results"))
+    )
     budget = [f"iterations={settings.iterations}"]
     evaluation = ["tasks=40", "steps=3", "tune=true"]
     if settings.tiny:
-        budget = ["iterations=2", "meta_batch_size=4", "episodes_per_task=2", "env.horizon=10", "eval_every=1", "eval_tasks=2"]
+        budget = [
+            "iterations=2",
+            "meta_batch_size=4",
+            "episodes_per_task=2",
+            "env.horizon=10",
+            "eval_every=1",
+            "eval_tasks=2",
+        ]
         evaluation = ["tasks=4", "steps=3", "tune=true"]
-    members = [(f"{name}-s{seed}", name, seed) for name in MEMBERS for seed in range(settings.seeds if name == "maml" else 1)]
+    members = [
+        (f"{name}-s{seed}", name, seed) for name in MEMBERS for seed in range(settings.seeds if name == "maml" else 1)
+    ]
     for label, name, seed in members if settings.train else []:
         path = runs / label
         _python(
-            "metarl.train", "env=halfcheetah-vel", f"seed={seed}", *MEMBERS[name], *budget, f"run_dir={path}", "resume=auto"
+            "metarl.train",
+            "env=halfcheetah-vel",
+            f"seed={seed}",
+            *MEMBERS[name],
+            *budget,
+            f"run_dir={path}",
+            "resume=auto",
         )
     labels = [label for label, _, _ in members if (runs / label / "checkpoints").is_dir()]
     first, others = labels[0], ",".join(str(runs / label) for label in labels[1:])
@@ -127,7 +144,9 @@ def _gap(maml: np.ndarray, pretrained: np.ndarray, oracle: np.ndarray) -> float:
 
 def _table(summary: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
     points = len(next(run["mean"] for name, run in summary["runs"].items() if name.startswith("maml")))
-    head = [f"| run | {' | '.join(f'after {k}' for k in range(points))} | adaptation rates | iterations | env steps | hours |"]
+    head = [
+        f"| run | {' | '.join(f'after {k}' for k in range(points))} | adaptation rates | iterations | env steps | hours |"
+    ]
     head.append("| --- |" + " --- |" * (points + 4))
     for name, run in summary["runs"].items():
         cells = [f"{m:.1f} [{a:.1f}, {b:.1f}]" for m, (a, b) in zip(run["mean"], run["ci95"], strict=True)]

@@ -17,8 +17,18 @@ from metarl import families
 
 TINY = ["tasks=3", "episodes=2", "horizon=7", "repeats=3", "threads=2", "save=true"]
 CIRCUMSTANCES = {
-    "benchmark", "command", "settings", "threads", "device", "load_at_start", "commit", "versions", "cpu", "cores", "platform",
-}  # fmt: skip
+    "benchmark",
+    "command",
+    "settings",
+    "threads",
+    "device",
+    "load_at_start",
+    "commit",
+    "versions",
+    "cpu",
+    "cores",
+    "platform",
+}
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -34,10 +34,13 @@ LAYERS |= {
     "learner": (_BELOW, {"torch"}),
     "run": ({*_BELOW, "learner"}, _RUN),
     "analysis": ({*_BELOW, "learner", "run"}, _ANALYSIS),
+    "testing": ({*_BELOW, "learner"}, {"torch", "numpy"}),
     "train": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "evaluate": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
 }
 LAYERS["metarl"] = (set(LAYERS) - {"envs"}, set())
+_ANYTHING = {*_RUN, *_ANALYSIS, "stable_baselines3"}
+LAYERS["integrations"] = (LAYERS["metarl"][0] | {"metarl"}, _ANYTHING)
 
 
 def _sources(*folders: str) -> Iterator[tuple[str, pathlib.Path, ast.Module]]:

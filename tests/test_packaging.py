@@ -34,6 +34,9 @@ def _modules() -> list[str]:
     return sorted(found)
 
 
+_IMPORT_ALL = f"import importlib\nfor name in {_modules()!r}:\n    print(importlib.import_module(name).__file__)"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Build in a copy of the clone: a build leaves files beside the sources, and finds those of earlier builds."""
@@ -82,10 +85,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: pathlib.Path) -> No
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_every_module_of_the_wheel_imports(inside: bool, installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Catches modules that only work from the clone; inside it, a folder that shadows the installed package."""
-    code = f"import importlib\nfor name in {_modules()!r}:\n    print(importlib.import_module(name).__file__)"
-    files = _python(code, ROOT if inside else tmp_path, installed).split()
+    files = _python(_IMPORT_ALL, ROOT if inside else tmp_path, installed).split()
     assert len(files) == len(_modules())
     assert {pathlib.Path(file).is_relative_to(installed) for file in files} == {True}
+
+
+def test_every_module_imports_from_the_clone() -> None:
+    """Catches families that the symlink metarl/envs does not bring, so that a clone works only once installed."""
+    files = _python(_IMPORT_ALL, ROOT, ROOT).split()
+    assert len(files) == len(_modules())
+    assert {pathlib.Path(file).is_relative_to(ROOT / "metarl") for file in files} == {True}
 
 
 def test_families_come_through_entry_points_of_the_wheel(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:

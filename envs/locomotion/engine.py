@@ -6,6 +6,7 @@ Dynamics and reset are bit-equal to Gymnasium's own environment, one simulation 
 from __future__ import annotations
 
 import functools
+import operator
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ def load_model(xml: str) -> mujoco.MjModel:
     if total_mass > 0:
         mujoco.mj_setTotalmass(model, total_mass)
         mujoco.mj_setConst(model, mujoco.MjData(model))
+        # The compiler fills in these means after scaling; mj_setConst leaves them. The solver's tolerance depends on them.
+        # Added in order, as the compiler does, for the same last bit.
+        model.stat.meaninertia = functools.reduce(operator.add, model.dof_M0.tolist()) / model.nv
+        model.stat.meanmass = functools.reduce(operator.add, model.body_mass[1:].tolist()) / (model.nbody - 1)
     return model
 
 

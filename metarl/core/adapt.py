@@ -131,7 +131,9 @@ class Objective:
             gradients = torch.autograd.grad(
                 terms.loss.sum(), list(theta.values()), allow_unused=True, materialize_grads=True
             )
-            return Terms(terms.loss.detach(), None if terms.kl is None else terms.kl.detach()), dict(zip(theta, gradients, strict=True))
+            return Terms(terms.loss.detach(), None if terms.kl is None else terms.kl.detach()), dict(
+                zip(theta, gradients, strict=True)
+            )
 
         parts = self._map(part, self._chunks())
         return self._mean([terms for terms, _ in parts]), self._average([gradients for _, gradients in parts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,29 +39,38 @@ def linearize(function: Callable[[Params], Tensors], point: Params) -> Linear:
     """
     inputs = list(point.values())
     value = function(point)
-    dummies = tuple(torch.zeros_like(v, requires_grad=True) for v in value)
-    transposed = torch.autograd.grad(
-        value, inputs, dummies, create_graph=True, allow_unused=True, materialize_grads=True
-    )
+    live = [v for v in value if v.requires_grad]  # the rest is constant: its rows of J are zero
+    dummies = [torch.zeros_like(v, requires_grad=True) for v in live]
+    transposed = _vjp(live, inputs, dummies, create_graph=True)
     reached = [(name, t) for name, t in zip(point, transposed, strict=True) if t.requires_grad]
 
     def jvp(v: Params) -> Tensors:
-        if not reached:
-            return tuple(torch.zeros_like(x) for x in value)
-        return torch.autograd.grad(
-            [t for _, t in reached],
-            dummies,
-            [v[name] for name, _ in reached],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        products = _vjp([t for _, t in reached], dummies, [v[name] for name, _ in reached])
+        moving = iter(products)
+        return tuple(next(moving) if x.requires_grad else torch.zeros_like(x) for x in value)
 
     def vjp(u: Tensors) -> Params:
-        products = torch.autograd.grad(value, inputs, u, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return dict(zip(point, products, strict=True))
+        cotangents = [c for c, v in zip(u, value, strict=True) if v.requires_grad]
+        return dict(zip(point, _vjp(live, inputs, cotangents), strict=True))
 
     return Linear(tuple(v.detach() for v in value), jvp, vjp)
+
+
+def _vjp(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool = False
+) -> Tensors:
+    """Differentiate, keeping the graph; zeros where nothing depends on an input."""
+    if not outputs:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    return torch.autograd.grad(
+        outputs,
+        inputs,
+        cotangents,
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
 
 
 class Solution(NamedTuple):

@@ -32,23 +32,25 @@ def fit(observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         returns: targets, (M, T, E).
         mask: 1 where a step counts, (M, T, E).
     """
-    phi = features(observations, _times(observations)).flatten(1, 2)
+    # float64: a float32 sum over thousands of states rounds more than the ridge adds
+    phi = features(observations, _times(observations)).flatten(1, 2).double()
     weighted = (phi * mask.flatten(1, 2).unsqueeze(-1)).transpose(1, 2)
-    gram = torch.bmm(weighted, phi).double()
-    moment = torch.bmm(weighted, returns.flatten(1, 2).unsqueeze(-1)).double()
+    gram = torch.bmm(weighted, phi)
+    moment = torch.bmm(weighted, returns.flatten(1, 2).unsqueeze(-1).double())
     ridge = _RIDGE * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + ridge, moment).to(phi.dtype)
+    return torch.linalg.solve(gram + ridge, moment)
 
 
 def predict(weights: Tensor, observations: Tensor) -> Tensor:
     """Value every state, (M, T, E), of observations (M, T, E, O)."""
-    phi = features(observations, _times(observations)).flatten(1, 2)
-    return torch.bmm(phi, weights).view(observations.shape[:-1])
+    phi = features(observations, _times(observations)).flatten(1, 2).double()
+    return torch.bmm(phi, weights).view(observations.shape[:-1]).to(observations.dtype)
 
 
 def predict_final(weights: Tensor, observations: Tensor, mask: Tensor) -> Tensor:
     """Value the states after the episodes' last steps, (M, E), of observations (M, E, O)."""
-    return torch.bmm(features(observations, mask.sum(1)), weights).squeeze(-1)
+    phi = features(observations, mask.sum(1)).double()
+    return torch.bmm(phi, weights).squeeze(-1).to(observations.dtype)
 
 
 def _times(observations: Tensor) -> Tensor:

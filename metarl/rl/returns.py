@@ -56,8 +56,10 @@ def advantages(
 
 def normalise(values: Tensor, weights: Tensor) -> Tensor:
     """Shift and scale each task's values (M, N) to mean 0 and standard deviation 1 under weights (M, N) that sum to 1."""
-    mean = (weights * values).sum(1, keepdim=True)
-    centred = values - mean
-    std = (weights * centred.square()).sum(1, keepdim=True).sqrt()
+    # In float64, so that the rounding of a large mean is not taken for a difference and blown up to 1.
+    values_d, weights_d = values.double(), weights.double()
+    total = weights_d.sum(1, keepdim=True)
+    centred = values_d - (weights_d * values_d).sum(1, keepdim=True) / total
+    std = ((weights_d * centred.square()).sum(1, keepdim=True) / total).sqrt()
     # 1e-8: a task whose episodes are all equal has nothing to prefer; its advantages become 0, not infinite
-    return centred / (std + 1e-8)
+    return (centred / (std + 1e-8)).to(values.dtype)

@@ -207,11 +207,10 @@ class CheckpointStore:
                     self._remove([path])
 
     def _prune(self, saved: Path) -> None:
-        """Keep what was just saved, the newest earlier steps and the newest best, as far as they look intact."""
+        """Keep what was just saved, the newest earlier steps that look intact, and the newest best."""
         steps, bests = self._paths(best=False), self._paths(best=True)
         earlier = [path for path in steps[steps.index(saved) + 1 :] if _looks_intact(path)]
-        best = [path for path in bests if _looks_intact(path)][:1] or bests
-        kept = {saved, *earlier[: self.keep - 1], *best}
+        kept = {saved, *earlier[: self.keep - 1], *bests[:1]}
         self._remove(path for path in [*steps, *bests] if path not in kept)
 
     def _remove(self, paths: Iterable[Path]) -> None:
@@ -337,10 +336,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     """Read a manifest and compare the directory with it, all but the contents of the files."""
     file = path / MANIFEST
     with _naming(file):
-        data = _read(file, limit=_MANIFEST_LIMIT)
-        manifest = dict(json.loads(data))
-        checksum = manifest.pop("checksum")
-        if checksum != _sha256(_json(manifest)) or data != _json({**manifest, "checksum": checksum}):
+        manifest = dict(json.loads(_read(file, limit=_MANIFEST_LIMIT)))
+        if manifest.pop("checksum") != _sha256(_json(manifest)):
             raise _Damage(f"{file} is not what was written (checksum differs)")
         if manifest["schema"] != SCHEMA:  # not damage: an older step must not silently take its place
             raise CheckpointError(

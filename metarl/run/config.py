@@ -1,22 +1,29 @@
-"""The settings of a run. Importing this module imports neither torch nor mujoco."""
+"""The settings of a run: their schema, how they are completed, and ``config.yaml``.
+
+Precedence: what the user gives > the family's recommendation > the algorithm's > the defaults below. Importing this module
+imports neither torch nor mujoco.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from metarl import algorithms, families
-from metarl.settings import SettingsError, check, setting
+from metarl.settings import SettingsError, check, fields, setting
+
+Tree = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
     """Settings that do not belong to one family or algorithm; the command line gives them as ``key=value``."""
 
-    seed: int = setting(0, "all randomness is a function of it", low=0)
+    seed: int = setting(0, "all randomness is a function of it", low=0, high=2**63 - 1)
     iterations: int = setting(300, "meta-updates", low=1)
     meta_batch_size: int = setting(20, "tasks of one meta-update", low=1)
     episodes_per_task: int = setting(20, "episodes of one support or query set (RL)", low=1)
@@ -60,6 +67,71 @@ class RunConfig:
     run: RunSettings
 
 
+def algorithm_of(env: str, algo: str | None = None) -> str:
+    """Return the algorithm's name: the one given, or the family's recommendation, or maml-trpo.
+
+    Raises:
+        SettingsError: for an unknown family or algorithm.
+    """
+    name = algo or getattr(families.lookup(env), "recommended", {}).get("algo", "maml-trpo")
+    algorithms.lookup(name)
+    return str(name)
+
+
+def layers(env: str, algo: str) -> list[Tree]:
+    """Return what holds where the user says nothing, lowest precedence first: global, the algorithm's, the family's.
+
+    Args:
+        env: family name.
+        algo: algorithm name.
+
+    Returns:
+        Trees of run settings, with the groups ``env`` and ``algo`` below the keys of these names.
+
+    Raises:
+        SettingsError: for an unknown name, or a recommendation that is no legal setting.
+    """
+    family, algorithm = families.lookup(env), algorithms.lookup(algo)
+    prefers = dict(getattr(family, "recommended", {}))
+    # settings of an algorithm suit that algorithm only; another one may use the same name for something else
+    tuned = {key: prefers.pop(key) for key in list(prefers) if key.startswith("algo.")}
+    tuned = tuned if algo == prefers.pop("algo", "maml-trpo") else {}
+    try:
+        rules = check(algorithm, {key.removeprefix("algo."): value for key, value in tuned.items()}, "algo.")
+        chosen = check(RunSettings, prefers)
+    except SettingsError as error:
+        raise SettingsError(f"Task family '{env}' recommends what is no legal setting: {error}") from error
+    return [
+        _defaults(RunSettings, ""),
+        {**algorithm.recommended, "algo": _defaults(algorithm, "algo.")},
+        {**chosen, "env": _defaults(family, "env."), "algo": rules},
+    ]
+
+
+def finish(env: str, algo: str, tree: Tree) -> RunConfig:
+    """Check a complete tree of settings and return it as a configuration.
+
+    Args:
+        env: family name.
+        algo: algorithm name.
+        tree: run settings, with the groups ``env`` and ``algo``.
+
+    Raises:
+        SettingsError: for the first name, type, value or combination of values that is wrong.
+    """
+    groups = {"env": families.lookup(env), "algo": algorithms.lookup(algo)}
+    checked = {group: check(schema, tree.get(group, {}), f"{group}.") for group, schema in groups.items()}
+    for group, name in (("env", env), ("algo", algo)):
+        try:
+            groups[group](**checked[group])
+        except SettingsError:
+            raise
+        except (TypeError, ValueError) as error:  # a family's own check of combinations need not know our error
+            raise SettingsError(f"{group}={name} refuses its settings: {error}") from error
+    run = check(RunSettings, {key: value for key, value in tree.items() if key not in groups})
+    return RunConfig(env, algo, checked["env"], checked["algo"], RunSettings(**run))
+
+
 def resolve(
     env: str,
     algo: str | None = None,
@@ -68,39 +140,49 @@ def resolve(
     algo_settings: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """Complete a configuration: what is given here, over the family's, over the algorithm's, over the global settings.
+    """Complete a configuration in Python as the command line does, without Hydra.
 
     Args:
         env: family name.
         algo: algorithm name; None takes the family's recommendation, or maml-trpo.
         env_settings: the family's own settings.
         algo_settings: the algorithm's own settings.
-        settings: run settings.
+        settings: run settings; a path may be a :class:`pathlib.Path`.
 
     Raises:
         SettingsError: for the first name, type or value that is wrong.
     """
-    family = families.lookup(env)
-    prefers = dict(getattr(family, "recommended", {}))
-    algo = algo or prefers.get("algo", "maml-trpo")
-    algorithm = algorithms.lookup(algo)
-    tuned = {name.removeprefix("algo."): value for name, value in prefers.items() if name.startswith("algo.")}
-    tuned = tuned if algo == prefers.get("algo") else {}
-    chosen = {name: value for name, value in prefers.items() if name != "algo" and not name.startswith("algo.")}
-    run = {**algorithm.recommended, **chosen, **(settings or {})}
-    own = family(**check(family, env_settings or {}, "env."))
-    rules = algorithm(**check(algorithm, {**tuned, **(algo_settings or {})}, "algo."))
-    return RunConfig(
-        env, algo, dataclasses.asdict(own), dataclasses.asdict(rules), RunSettings(**check(RunSettings, run))
-    )
+    algo = algorithm_of(env, algo)
+    given = {
+        key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in (settings or {}).items()
+    }
+    for group in ("env", "algo"):
+        if group in given:
+            raise SettingsError(f"'{group}' is no run setting: its settings go into {group}_settings")
+    trees = [*layers(env, algo), {**given, "env": dict(env_settings or {}), "algo": dict(algo_settings or {})}]
+    merged: Tree = {key: value for tree in trees for key, value in tree.items()}
+    for group in ("env", "algo"):
+        merged[group] = {key: value for tree in trees for key, value in tree.get(group, {}).items()}
+    return finish(env, algo, merged)
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Write a configuration as ``config.yaml`` has it: run settings, then ``env`` and ``algo`` with their names."""
-    plain = {name: _plain(value) for name, value in dataclasses.asdict(config.run).items()}
-    plain["env"] = {"name": config.env, **{name: _plain(value) for name, value in config.env_settings.items()}}
-    plain["algo"] = {"name": config.algo, **{name: _plain(value) for name, value in config.algo_settings.items()}}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    """Write a configuration as ``config.yaml`` has it: run settings, then ``env`` and ``algo`` with their names.
+
+    A line a setting, lists in brackets. What a path can hold and text cannot (bytes that are no UTF-8) is escaped.
+    """
+    plain = {
+        **{key: _listed(value) for key, value in dataclasses.asdict(config.run).items()},
+        "env": {"name": config.env, **{key: _listed(value) for key, value in config.env_settings.items()}},
+        "algo": {"name": config.algo, **{key: _listed(value) for key, value in config.algo_settings.items()}},
+    }
+    root = yaml.representer.SafeRepresenter(default_flow_style=False, sort_keys=False).represent_data(plain)
+    for mapping in [root, *(node for _, node in root.value if isinstance(node, yaml.MappingNode))]:
+        for _, node in mapping.value:
+            if isinstance(node, yaml.SequenceNode):
+                node.flow_style = True
+    text: str = yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True, width=1_000_000)
+    return text
 
 
 def from_yaml(text: str) -> RunConfig:
@@ -111,15 +193,22 @@ def from_yaml(text: str) -> RunConfig:
     """
     try:
         plain = yaml.safe_load(text)
-        env, algo = dict(plain.pop("env")), dict(plain.pop("algo"))
-        names = env.pop("name"), algo.pop("name")
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SettingsError(f"not a run's configuration ({type(error).__name__}: {error})".replace("\n", " ")) from error
-    family, algorithm = families.lookup(names[0]), algorithms.lookup(names[1])
-    own = family(**check(family, env, "env."))
-    rules = algorithm(**check(algorithm, algo, "algo."))
-    run = RunSettings(**check(RunSettings, plain))
-    return RunConfig(names[0], names[1], dataclasses.asdict(own), dataclasses.asdict(rules), run)
+    except (yaml.YAMLError, ValueError) as error:
+        raise SettingsError(f"not a run's configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise SettingsError("not a run's configuration: no 'key: value' lines")
+    names = {}
+    for group in ("env", "algo"):
+        settings = plain.get(group)
+        if not (isinstance(settings, dict) and isinstance(settings.get("name"), str)):
+            raise SettingsError(f"not a run's configuration: no '{group}' with a 'name'")
+        names[group] = settings.pop("name")
+    defaults: Tree = {
+        "env": _defaults(families.lookup(names["env"]), "env."),
+        "algo": _defaults(algorithms.lookup(names["algo"]), "algo."),
+    }
+    groups = {group: {**defaults[group], **plain[group]} for group in ("env", "algo")}
+    return finish(names["env"], names["algo"], {**plain, **groups})
 
 
 def difference(old: RunConfig, new: RunConfig) -> list[str]:
@@ -130,10 +219,26 @@ def difference(old: RunConfig, new: RunConfig) -> list[str]:
         ("algo", old.algo_settings, new.algo_settings),
         ("run", dataclasses.asdict(old.run), dataclasses.asdict(new.run)),
     )
+    absent = object()  # None is a value, and differs from no value
     for group, before, after in groups:
-        keys += [f"{group}.{name}" for name in {**before, **after} if before.get(name) != after.get(name)]
+        names = {**before, **after}
+        keys += [f"{group}.{name}" for name in names if before.get(name, absent) != after.get(name, absent)]
     return keys
 
 
-def _plain(value: Any) -> Any:
+def _defaults(schema: type, prefix: str) -> dict[str, Any]:
+    defaults = {}
+    for name, field in fields(schema).items():
+        if name == "name":
+            raise SettingsError(f"{schema.__name__} calls a setting 'name', which config.yaml needs; rename it")
+        if field.default_factory is not dataclasses.MISSING:
+            defaults[name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            defaults[name] = field.default
+        else:
+            raise SettingsError(f"{prefix}{name} of {schema.__name__} has no default; every setting needs one")
+    return defaults
+
+
+def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

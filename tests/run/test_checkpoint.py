@@ -408,6 +408,13 @@ def test_made_up_tensor_files_with_right_checksums_are_refused(tmp_path, data):
         assert equal(store.latest(), 1)
 
 
+def test_tensors_that_the_manifest_does_not_name_are_refused(tmp_path):
+    store = saved(tmp_path, 1, 2)
+    forge(tmp_path / "00000002", tensors=["b", "w"])
+    with pytest.warns(RuntimeWarning, match="00000002/tensors.safetensors holds tensors"):
+        assert equal(store.latest(), 1)
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -523,12 +530,14 @@ def test_killed_while_replacing_the_only_step(tmp_path, victims, fault):
     CheckpointStore(tmp_path / "undisturbed").save(2, *content(2, salt=1), best=True)
     assert victims(tmp_path / "run", "save", step=2, salt=1, fault=fault)[0] == 9
     store = CheckpointStore(tmp_path / "run")
-    for found in (store.latest(), store.best()):
-        assert equal(found, 2, salt=found.record["salt"])
+    latest, best = store.latest(), store.best()
+    assert equal(latest, 2, salt=latest.record["salt"])
+    assert equal(best, 2, salt=best.record["salt"])
     # the clean-up after the kill is killed, too, where it has something to finish
     victims(tmp_path / "run", "clean", fault="while_replacing:2")
-    assert (store.latest().step, store.best().step) == (2, 2)
+    assert (store.latest().record, store.best().record) == (latest.record, best.record)
     store.clean()
+    assert (store.latest().record, store.best().record) == (latest.record, best.record)
     assert names(tmp_path / "run") == ["00000002", "best-00000002"]
     store.save(2, *content(2, salt=1), best=True)
     assert snapshot(tmp_path / "run") == snapshot(tmp_path / "undisturbed")
@@ -599,8 +608,11 @@ import os, sys
 from pathlib import Path
 from metarl.run.checkpoint import RunLock
 with RunLock(Path(sys.argv[1])):
+    read, write = os.pipe()
     child = os.fork()
-    if child:
+    if not child:
+        os.write(write, b"!")
+    elif os.read(read, 1):
         print(os.getpid(), child, "torch" in sys.modules, flush=True)
     sys.stdin.read()
 """

@@ -1,0 +1,280 @@
+"""Conformance kit: the rules that families and inner rules keep, as checks for one's own.
+
+A broken rule raises an ``AssertionError`` that says whose, and which.
+
+Example:
+    >>> from metarl.core import GradientStep
+    >>> check_family("sinusoid")
+    >>> check_meta_gradient(lambda loss: GradientStep(loss, lr=0.1))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl import families
+from metarl.core import InnerRule, Params, adapt
+from metarl.core.inner import TaskLoss
+from metarl.core.params import expand, leaf, ravel, unravel
+from metarl.families import SPLITS, EnvBatch, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
+from metarl.nets import MLP
+
+# Simulations, steps and tasks of one check: enough to tell apart, few enough for a slow simulator.
+_ENVS, _STEPS, _TASKS = 4, 25, 200
+
+
+def check_family(family: str | RLFamily | ShotFamily, *, disjoint: bool = True, tolerance: float = 0.0) -> None:
+    """Hold a task family to its contract (:class:`~metarl.families.RLFamily`, :class:`~metarl.families.ShotFamily`).
+
+    Args:
+        family: a registered name, or a family.
+        disjoint: whether no task may occur in two splits; False for families of a handful of tasks.
+        tolerance: largest difference between a simulation alone and the same one in a batch, for simulators whose
+            rounding depends on the size of the batch.
+
+    Raises:
+        AssertionError: on the first broken rule.
+    """
+    made: Any = families.make(family) if isinstance(family, str) else family
+    try:
+        _require(isinstance(made.recommended, Mapping), "recommended settings are a mapping")
+        _check_spec(made.spec)
+        _check_tasks(made, disjoint)
+        if isinstance(made.spec, RLSpec):
+            _check_rl(made, tolerance)
+        else:
+            _check_shots(made, tolerance)
+    except AssertionError as error:
+        name = family if isinstance(family, str) else type(family).__name__
+        raise AssertionError(f"Family {name} breaks a rule: {error}") from None
+
+
+def check_meta_gradient(
+    make_rule: Callable[[TaskLoss[Any]], InnerRule[Any]],
+    *,
+    extra: Params | None = None,
+    inner_steps: Sequence[int] = (1, 3),
+    exact: bool = True,
+) -> None:
+    """Hold an inner rule to its contract (:class:`~metarl.core.InnerRule`) on a small float64 regression.
+
+    The rule is pure and keeps tasks apart, its batched meta-gradient is that of a loop over tasks and (``exact``) the
+    slope of the objective by central differences.
+
+    Args:
+        make_rule: makes the rule from the support loss (params (M, ...), support) -> (M,).
+        extra: meta-parameters of the rule's own, float64, such as learned step sizes.
+        inner_steps: how often the rule is applied; every number is checked.
+        exact: False for rules that leave out derivatives on purpose (first order).
+
+    Raises:
+        AssertionError: on the first broken rule.
+    """
+    random = torch.Generator().manual_seed(0)
+    net = MLP((2, 3, 1))
+    meta = {n: v.double() + 0.1 * _normal(random, *v.shape) for n, v in net.init(random).items()}
+    names, meta = list(meta), meta | (extra or {})
+
+    def loss(params: Params, data: _Points) -> Tensor:
+        return (net({n: params[n] for n in names}, data.inputs) - data.targets).square().mean((1, 2))
+
+    rule = make_rule(loss)
+    for steps in inner_steps:
+        data = [_Points(_normal(random, 3, 5, 2), _normal(random, 3, 5, 1)) for _ in range(steps + 1)]
+
+        def adapted(theta: Params, tasks: slice, data: list[_Points] = data) -> Params:
+            supports = [_Points(*(x[tasks] for x in points)) for points in data[:-1]]
+            return adapt(rule, expand(theta, len(supports[0].inputs)), supports)
+
+        def total(theta: Params, tasks: slice, data: list[_Points] = data) -> Tensor:
+            return loss(adapted(theta, tasks), _Points(*(x[tasks] for x in data[-1]))).sum()
+
+        def gradient(tasks: slice) -> Tensor:
+            theta = leaf(meta)
+            parts = torch.autograd.grad(total(theta, tasks), list(theta.values()), materialize_grads=True)
+            return torch.cat([part.reshape(-1) for part in parts])
+
+        every, single = slice(0, 3), [slice(i, i + 1) for i in range(3)]
+        together = adapted(meta, every)
+        shapes, wanted = ({n: v.shape for n, v in p.items()} for p in (together, expand(meta, 3)))
+        _require(shapes == wanted, "adapted parameters keep names and shapes", f"{shapes} instead of {wanted}")
+        _require(not any(v.requires_grad for v in together.values()), "no graph is built that nobody asked for")
+        for i, one in enumerate(single):
+            alone, row = ravel(adapted(meta, one)), ravel({n: v[i] for n, v in together.items()})
+            _close(row, alone, 1e-9, "a task adapts alike alone and in a meta-batch")
+        whole = gradient(every)
+        _close(whole, torch.stack([gradient(one) for one in single]).sum(0), 1e-9, "meta-gradients of tasks add up")
+        if exact:
+            shifts = 1e-5 * torch.eye(len(whole), dtype=torch.float64)
+            ends = [[total(unravel(ravel(meta) + sign * row, meta), every) for row in shifts] for sign in (1, -1)]
+            slope = (torch.stack(ends[0]) - torch.stack(ends[1])) / 2e-5
+            _close(whole, slope, 1e-5, f"the meta-gradient through {steps} steps is the slope of the outer loss")
+
+
+class _Points(NamedTuple):
+    """Regression data (M, N, ...)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+def _require(holds: object, rule: str, detail: str = "") -> None:
+    if not holds:
+        raise AssertionError(f"{rule}; {detail}" if detail else rule)
+
+
+def _close(actual: Tensor, expected: Tensor, relative: float, rule: str) -> None:
+    gap = float((actual - expected).norm() / (expected.norm() + 1e-12))
+    _require(gap <= relative, rule, f"relative difference {gap:.2g}")
+
+
+def _normal(random: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+
+def _array(what: str, value: Any, shape: tuple[int, ...], dtype: Any, rows: Any = ...) -> None:
+    _require(isinstance(value, np.ndarray), f"{what} are a NumPy array", f"found {type(value).__name__}")
+    _require(value.shape == shape, f"{what} have shape {shape}", f"found {value.shape}")
+    _require(value.dtype == dtype, f"{what} are {np.dtype(dtype).name}", f"found {value.dtype}")
+    _require(np.isfinite(value[rows]).all(), f"{what} are finite")
+
+
+def _gap(a: Iterable[Any], b: Iterable[Any]) -> float:
+    """Largest difference between two lists of arrays."""
+    pairs = zip(a, b, strict=True)
+    return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max(initial=0.0)) for x, y in pairs)
+
+
+def _check_spec(spec: Any) -> None:
+    _require(isinstance(spec, RLSpec | ShotSpec), "spec is an RLSpec or a ShotSpec", f"found {type(spec).__name__}")
+    names = [p.name for p in spec.parameters]
+    _require(len(set(names)) == len(names), "task parameters have different names", str(names))
+    for p in spec.parameters:
+        _require(np.isfinite([p.low, p.high]).all() and p.low <= p.high, "task parameters have a finite range", str(p))
+    if isinstance(spec, RLSpec):
+        sizes: tuple[int, ...] = (spec.observation_size, spec.action_size, spec.horizon)
+        _require(spec.action_low < spec.action_high, "action_low is smaller than action_high", str(spec))
+        _require(spec.control_step >= 0, "control_step is 0 or a number of seconds", str(spec))
+    else:
+        sizes = (*spec.input_shape, spec.target_size)
+        _require(str(spec.loss) in ("mse", "cross_entropy"), "loss is mse or cross_entropy", spec.loss)
+    _require(min(sizes) >= 1, "sizes and horizon are at least 1", str(spec))
+
+
+def _check_tasks(family: Any, disjoint: bool) -> None:
+    parameters = family.spec.parameters
+    low, high = (np.array([getattr(p, end) for p in parameters]) for end in ("low", "high"))
+    known: dict[tuple[float, ...], str] = {}
+    for split in SPLITS:
+        tasks = family.sample_tasks(_TASKS, split, 0)
+        _require(isinstance(tasks, Tasks) and len(tasks) == _TASKS, "sample_tasks returns as many Tasks as asked for")
+        _require(tasks.names == tuple(p.name for p in parameters), "tasks have the spec's parameters", str(tasks.names))
+        inside = (tasks.values >= low - 1e-9) & (tasks.values <= high + 1e-9)
+        _require(inside.all(), "task values lie in the spec's range", split)
+        _require(family.sample_tasks(_TASKS, split, 0) == tasks, "the same arguments draw the same tasks", split)
+        few = family.sample_tasks(3, split, 0)
+        _require(few == tasks.rows(slice(3)), "a task does not depend on how many are drawn", split)
+        for a, b in ((0, 1), ((3, 1), (3, 2))):
+            different = family.sample_tasks(_TASKS, split, a) != family.sample_tasks(_TASKS, split, b)
+            _require(different or not disjoint, "another seed draws other tasks", f"{split}, seeds {a} and {b}")
+        _require(Tasks.from_json(json.loads(json.dumps(tasks.to_json()))) == tasks, "tasks survive JSON", split)
+        for row in set(map(tuple, tasks.values.tolist())):
+            clash = f"{split} and {known.get(row)} share {row}"
+            _require(known.setdefault(row, split) == split or not disjoint, "splits share no task", clash)
+
+
+def _extremes(family: Any) -> tuple[Tasks, np.ndarray]:
+    """Tasks from one end of the first parameter to the other, and seeds."""
+    tasks = family.sample_tasks(_TASKS, "train", 0)
+    order = np.lexsort(tasks.values.T[::-1])[np.linspace(0, _TASKS - 1, _ENVS).astype(int)]
+    return tasks.rows(order), np.arange(10, 10 + _ENVS, dtype=np.uint32)
+
+
+def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actions: np.ndarray) -> list[np.ndarray]:
+    """Run an episode and check every step; return its arrays, with zeros after a simulation's end."""
+    count, alive = len(tasks), np.ones(len(tasks), dtype=bool)
+    given = [env.reset(tasks, seeds.copy())]
+    _array("observations", given[0], (count, spec.observation_size), np.float32)
+    copies, masked = [given[0].copy()], [given[0].copy()]
+    for action in actions:
+        passed = action.copy()
+        step = env.step(passed)
+        _require(np.array_equal(passed, action), "step leaves the caller's actions alone")
+        _require(len(step) == 4, "step returns observations, rewards, terminated, truncated", f"found {len(step)}")
+        # finished simulations are stepped on and ignored, NaN included
+        _array("observations", step[0], (count, spec.observation_size), np.float32, alive)
+        _array("rewards", step[1], (count,), np.float32, alive)
+        _array("terminated flags", step[2], (count,), np.bool_)
+        _array("truncated flags", step[3], (count,), np.bool_)
+        given += step
+        copies += [x.copy() for x in step]
+        masked += [np.where(alive.reshape(count, *[1] * (x.ndim - 1)), x, 0) for x in step]
+        alive = alive & ~(step[2] | step[3])
+    kept = all(np.array_equal(x, y, equal_nan=True) for x, y in zip(given, copies, strict=True))
+    _require(kept, "returned arrays are the caller's: later steps leave them alone")
+    return masked
+
+
+def _check_rl(family: Any, tolerance: float) -> None:
+    spec: RLSpec = family.spec
+    tasks, seeds = _extremes(family)
+    shape = (min(_STEPS, spec.horizon), _ENVS, spec.action_size)
+    unit = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
+    middle, half = (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2
+    actions = (middle + half * unit).astype(np.float32)
+    env = family.batch(_ENVS, 1)
+    whole = _episode(env, spec, tasks, seeds, actions)
+    gap = _gap(whole, _episode(env, spec, tasks, seeds, actions))
+    _require(gap == 0, "a reset with the same tasks and seeds gives the same episode", f"differs by {gap:g}")
+    gap = _gap(whole, _episode(family.batch(_ENVS, 2), spec, tasks, seeds, actions))
+    _require(gap <= tolerance, "episodes do not depend on the batch object or its threads", f"differs by {gap:g}")
+    for i in range(_ENVS):
+        row = slice(i, i + 1)
+        alone = _episode(family.batch(1, 1), spec, tasks.rows(row), seeds[row], actions[:, row])
+        gap = _gap([x[row] for x in whole], alone)
+        _require(gap <= tolerance, "a simulation does not depend on its neighbours", f"number {i} differs by {gap:g}")
+    beyond, bounds = ((middle + half * scaled).astype(np.float32) for scaled in (3 * unit, np.clip(3 * unit, -1, 1)))
+    gap = _gap(*(_episode(env, spec, tasks, seeds, a) for a in (beyond, bounds)))
+    _require(gap == 0, "actions beyond the bounds act like the bounds", f"differs by {gap:g}")
+    same_seeds, same_actions = seeds[:1].repeat(_ENVS), actions[:, :1].repeat(_ENVS, axis=1)
+    arrays = _episode(env, spec, tasks, same_seeds, same_actions)
+    gap = _gap(arrays, [x[:1].repeat(_ENVS, axis=0) for x in arrays])
+    _require(gap > 0 or not spec.parameters, "a task changes observations or rewards", "extreme tasks look the same")
+
+
+def _check_shots(family: Any, tolerance: float) -> None:
+    spec: ShotSpec = family.spec
+    tasks, seeds = _extremes(family)
+
+    def draw(tasks: Tasks, seeds: np.ndarray) -> list[np.ndarray]:
+        arrays: list[np.ndarray] = []
+        for role, (inputs, targets) in zip(("support", "query"), family.draw(tasks, seeds), strict=True):
+            _require(np.ndim(inputs) > 1, f"{role} inputs lead with tasks and examples", f"shape {np.shape(inputs)}")
+            lead = (len(tasks), max(1, inputs.shape[1]))
+            _array(f"{role} inputs", inputs, (*lead, *spec.input_shape), np.float32)
+            classes = spec.loss == "cross_entropy"
+            shape = lead if classes else (*lead, spec.target_size)
+            _array(f"{role} targets", targets, shape, np.int64 if classes else np.float32)
+            inside = not classes or ((targets >= 0) & (targets < spec.target_size)).all()
+            _require(inside, f"{role} targets are classes 0 to {spec.target_size - 1}")
+            arrays += [inputs, targets]
+        return arrays
+
+    whole = draw(tasks, seeds)
+    _require(_gap(whole, draw(tasks, seeds)) == 0, "the same tasks and seeds draw the same examples")
+    for i in range(_ENVS):
+        row = slice(i, i + 1)
+        gap = _gap([x[row] for x in whole], draw(tasks.rows(row), seeds[row]))
+        _require(gap <= tolerance, "a task's examples do not depend on other tasks", f"task {i} differs by {gap:g}")
+        known = {x.tobytes() for x in whole[0][i]}
+        _require(not known & {x.tobytes() for x in whole[2][i]}, "support and query share no example", f"task {i}")
+    _require(_gap(whole, draw(tasks, seeds + 100)) > 0, "another seed draws other examples")
+    arrays = draw(tasks, seeds[:1].repeat(_ENVS))
+    gap = _gap(arrays, [x[:1].repeat(_ENVS, axis=0) for x in arrays])
+    _require(gap > 0 or not spec.parameters, "a task changes its examples", "extreme tasks draw the same")
