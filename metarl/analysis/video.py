@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import imageio.v2 as imageio
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from metarl.core.params import Params, expand
 from metarl.families import EnvBatch, Step, Tasks
@@ -68,7 +68,9 @@ def record(learner: MetaLearner, meta: Params, task: Tasks, steps: int, path: pa
     adapted = learner.explore(meta, task, (seed, TEST), steps).params
     named = ", ".join(f"{name} {value:.2f}" for name, value in task.to_json()[0].items())
     before, left = _episode(domain, expand(meta, 1), task, env, seed, f"before adapting   task: {named}")
-    after, right = _episode(domain, adapted, task, env, seed, f"after {steps} updates   task: {named}")
+    after, right = _episode(
+        domain, adapted, task, env, seed, f"after {steps} update{'s' * (steps != 1)}   task: {named}"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     fps = round(1 / domain.family.spec.control_step) if domain.family.spec.control_step else 20
     frames = [np.concatenate([a, b], axis=1) for a, b in zip(before, after, strict=False)]
@@ -106,5 +108,6 @@ def _drawn(env: Renderable) -> np.ndarray:
 
 def _captioned(frame: np.ndarray, text: str) -> np.ndarray:
     image = Image.fromarray(frame)
-    ImageDraw.Draw(image).text((8, 6), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
+    font = ImageFont.load_default(size=15)
+    ImageDraw.Draw(image).text((8, 6), text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(image)

@@ -1,7 +1,7 @@
 """The settings of a run: their schema, how they are completed, and ``config.yaml``.
 
-Precedence: what the user gives > the family's recommendation > the algorithm's > the defaults below. Importing this module
-imports neither torch nor mujoco.
+Precedence: what the user gives > the family's recommendation > the algorithm's > the defaults below. Importing this
+module imports neither torch nor mujoco.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from metarl import algorithms, families
 from metarl.settings import SettingsError, check, fields, setting
 
 Tree = dict[str, Any]
+# Run settings that are paths: no parser may look into them.
+PATHS = frozenset({"run_dir", "init_from"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ def layers(env: str, algo: str) -> list[Tree]:
         raise SettingsError(f"Task family '{env}' recommends what is no legal setting: {error}") from error
     return [
         _defaults(RunSettings, ""),
-        {**algorithm.recommended, "algo": _defaults(algorithm, "algo.")},
+        {**dict(getattr(algorithm, "recommended", {})), "algo": _defaults(algorithm, "algo.")},
         {**chosen, "env": _defaults(family, "env."), "algo": rules},
     ]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
+import shlex
 import signal
 import sys
 import time
@@ -50,6 +52,7 @@ def train(config: RunConfig, command: str) -> int:
     start = _warm_started(learner, config)
     path, warnings = prepare(config)
     print(f"run_dir: {path}", flush=True)
+    quoted = shlex.quote(f"run_dir={path}")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     with RunLock(path / LOCK):
@@ -65,9 +68,9 @@ def train(config: RunConfig, command: str) -> int:
         with _Stop() as stop:
             _loop(learner, state, best, config, path, store, stop)
         if stop.signal:
-            print(f"stopped by {signal.Signals(stop.signal).name}; continue with run_dir={path} resume=auto")
+            print(f"stopped by {signal.Signals(stop.signal).name}; continue with {quoted} resume=auto")
             return 128 + stop.signal
-    print(f"complete: now run  python -m metarl.evaluate run={path}")
+    print(f"complete: now run  python -m metarl.evaluate {shlex.quote(f'run={path}')}")
     return 0
 
 
@@ -91,18 +94,26 @@ def _loop(
             state, metrics = learner.iteration(state)
             row = dict(metrics)
             row["env_steps_per_second"] = (state.env_steps - before) / row["seconds_iteration"]
+            is_best = False
             if run.eval_every and state.iteration % run.eval_every == 0:
-                validation = validate(learner, state, run.eval_tasks, run.eval_steps)
-                row |= validation
-                score = validation[f"validation_{learner.domain.metric}_{run.eval_steps}"]
-                if best is None or (score > best.score) == learner.domain.higher_is_better and score != best.score:
-                    best = Best(score, state.iteration)
-                    store.save(state.iteration, _tensors(state), _record(state, best), best=True)
-            file.write(row)
-            if state.iteration % run.checkpoint_every == 0 or state.iteration == run.iterations or stop.signal:
-                store.save(state.iteration, _tensors(state), _record(state, best))
+                row |= validate(learner, state, run.eval_tasks, run.eval_steps)
+                score = row[f"validation_{learner.domain.metric}_{run.eval_steps}"]
+                is_best = math.isfinite(score) and (best is None or _better(learner, score, best.score))
+                best = Best(score, state.iteration) if is_best else best
+            file.write(row)  # before the checkpoint: a kill between the two repeats the iteration and its row
+            if is_best or stop.signal or state.iteration in (run.iterations, _due(state, run.checkpoint_every)):
+                store.save(state.iteration, _tensors(state), _record(state, best), best=is_best)
             board.write(row)
             shown.show(row)
+
+
+def _better(learner: MetaLearner, score: float, than: float) -> bool:
+    return score > than if learner.domain.higher_is_better else score < than
+
+
+def _due(state: MetaState, every: int) -> int:
+    """Return the last iteration, up to now, at which a checkpoint was due."""
+    return state.iteration // every * every
 
 
 def validate(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> dict[str, float]:

@@ -45,7 +45,8 @@ class Point:
 def point(steps=1, surrogate="lvc", first_order=False, net=None, shape=(3,)):
     g = torch.Generator().manual_seed(4)
     policy = GaussianPolicy(net or MLP((3, 3, 2)), 2)
-    meta = {k: v.double() + 0.3 * torch.randn(v.shape, generator=g, dtype=torch.double) for k, v in policy.init(g).items()}
+    start = policy.init(g)
+    meta = {k: v.double() + 0.3 * torch.randn(v.shape, generator=g, dtype=torch.double) for k, v in start.items()}
     *supports, query = [_random_batch(g, shape) for _ in range(steps + 1)]
     rule = GradientStep(PolicyLoss(policy, surrogate), LR, first_order)
     acted = policy.distribution(adapt(rule, expand(meta, M), supports), query.observations)
@@ -121,7 +122,8 @@ def test_product_is_the_explicit_sum_of_jacobians():
 def test_product_does_not_depend_on_chunks_threads_or_kept_graphs(chunk, monkeypatch):
     """Bit-equal between threads, and between graphs kept and graphs built again for every product."""
     p = point()
-    v = unravel(torch.randn(ravel(p.meta).numel(), generator=torch.Generator().manual_seed(0), dtype=torch.double), p.meta)
+    g = torch.Generator().manual_seed(0)
+    v = {n: torch.randn(x.shape, generator=g, dtype=torch.double) for n, x in p.meta.items()}
     objective = replace(p.objective, chunk_tasks=chunk)
     expected = ravel(objective.fisher(p.meta, 1.0)(v))
     torch.testing.assert_close(expected, ravel(p.objective.fisher(p.meta, 1.0)(v)), rtol=1e-12, atol=1e-14)

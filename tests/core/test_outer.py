@@ -126,7 +126,7 @@ def test_trpo_never_accepts_more_kl_or_more_loss():
 
 
 def test_trpo_does_not_accept_an_equal_loss():
-    meta, problem, _, slope = _quadratic_problem()
+    meta, problem, _, _ = _quadratic_problem()
     problem.loss = lambda x: 0.0
     rule = TRPO(line_search_steps=3)
     updated, _, metrics = rule.step(meta, problem, rule.init(meta))

@@ -71,10 +71,11 @@ def test_nan_products_and_a_zero_right_hand_side_end_at_the_last_sound_iterate()
     assert (used, x.tolist(), residual.tolist()) == (0, [0.0, 0.0], [1.0, 2.0])
 
     products = itertools.count()
-    x, residual, used = conjugate_gradient(lambda v: torch.tensor([2.0, 1.0]) * v * (math.nan if next(products) else 1), b)
+    diagonal = torch.tensor([2.0, 1.0])
+    x, residual, used = conjugate_gradient(lambda v: diagonal * v * (math.nan if next(products) else 1), b)
     assert used == 1
     assert bool(torch.isfinite(x).all())
-    torch.testing.assert_close(residual, b - torch.tensor([2.0, 1.0]) * x)
+    torch.testing.assert_close(residual, b - diagonal * x)
 
     zero = torch.zeros(3)
     x, residual, used = conjugate_gradient(lambda v: pytest.fail("no product is needed for b = 0"), zero)
@@ -94,14 +95,16 @@ def test_spread_chooses_so_many_different_indices(total):
         assert index.dtype == torch.int64
         assert index.tolist() == sorted(set(index.tolist()))
         assert len(index) == count
-        assert 0 <= int(index[0])
+        assert int(index[0]) >= 0
         assert int(index[-1]) < total
 
 
-@pytest.mark.parametrize(("steps", "episodes"), [(200, 20), (100, 20), (200, 10), (100, 25), (64, 16), (35, 40), (50, 7)])
+@pytest.mark.parametrize(
+    ("steps", "episodes"), [(200, 20), (100, 20), (200, 10), (100, 25), (64, 16), (35, 40), (50, 7)]
+)
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
 def test_spread_covers_episodes_and_times_evenly(steps, episodes, fraction):
-    """States are flattened as (T, E): every k-th index would look at a few episodes only (k = 10 of 20 episodes: two)."""
+    """States are flattened as (T, E): every tenth index would look at two of twenty episodes only."""
     total = steps * episodes
     count = round(fraction * total)
     index = spread(total, count)

@@ -18,8 +18,8 @@ LIMIT = 0.8
 class PointMass:
     """A point on a line: x += 0.3 a, reward -|x - goal|; falls off (terminates) beyond +-0.8.
 
-    Observation (2): x and the speed of the last step. Episodes whose seed is a multiple of 3 are truncated at step 4, all
-    at the horizon. What a finished simulation returns is rubbish, as the contract allows.
+    Observation (2): x and the speed of the last step. Episodes whose seed is a multiple of 3 are truncated at step 4,
+    all at the horizon. What a finished simulation returns is rubbish, as the contract allows.
 
     Attributes:
         horizon: control steps.

@@ -12,6 +12,7 @@ from torch.distributions import Independent, Normal
 
 from metarl import families
 from metarl.core import Workers
+from metarl.core.params import expand
 from metarl.families import FamilyError
 from metarl.nets import MLP
 from metarl.rl import GaussianPolicy, RLDomain
@@ -57,7 +58,8 @@ def test_rollouts_are_what_a_plain_loop_over_episodes_sees(point_mass, point_phy
                 assert r.mask[m, t, e] == float(alive)
                 if not alive:
                     assert r.rewards[m, t, e] == 0.0
-                    assert not (r.terminated[m, t, e] or r.truncated[m, t, e])
+                    assert not r.terminated[m, t, e]
+                    assert not r.truncated[m, t, e]
                     continue
                 np.testing.assert_allclose(r.observations[m, t, e], [x, speed], rtol=1e-6, atol=1e-6)
                 following = advance(x, float(r.actions[m, t, e, 0]), push)
@@ -79,7 +81,7 @@ def test_rollouts_are_what_a_plain_loop_over_episodes_sees(point_mass, point_phy
 
 
 def test_stored_distribution_is_the_one_that_acted(point_mass):
-    """Ratios and KL start at 1 and 0 only if means, log-std and log-probabilities are those of the sampling parameters."""
+    """Ratio and KL start at 1 and 0 only if what is stored is what the sampling parameters give."""
     domain, _, r = _collected(point_mass())
     params, batch = _params(domain), domain.judge(r)
     std = params["log_std"].exp()
@@ -212,7 +214,7 @@ def test_half_cheetah_does_not_depend_on_threads():
         family = families.make("halfcheetah-vel", horizon=10)
         domain = RLDomain(family, GaussianPolicy(MLP((17, 8, 6)), 6), episodes=2, workers=Workers(threads))
         tasks = domain.sample_tasks(3, "train", 0)
-        params = {n: v.expand(3, *v.shape).contiguous() for n, v in domain.init(torch.Generator().manual_seed(0)).items()}
+        params = expand(domain.init(torch.Generator().manual_seed(0)), 3)
         results.append(domain.rollout(params, tasks, (0, 0, 0, 0))[0])
         assert bool(results[-1].truncated[:, -1].all())
         assert not bool(results[-1].truncated[:, :-1].any())
@@ -226,7 +228,7 @@ def test_groups_cover_every_task_once_and_use_no_more_threads_than_there_are(num
     cuts, each = groups(num_tasks, Workers(threads))
     assert [i for cut in cuts for i in range(cut.start, cut.stop)] == list(range(num_tasks))
     assert all(cut.stop > cut.start for cut in cuts)
-    assert 1 <= each
+    assert each >= 1
     assert each * len(cuts) <= threads
 
 
@@ -234,7 +236,7 @@ def test_groups_cover_every_task_once_and_use_no_more_threads_than_there_are(num
 def test_the_oracle_sees_the_scaled_task_beside_the_observation(point_mass, threads):
     """Each simulation its own task, in [-1, 1] over the declared range, in first and last observations alike."""
     family = point_mass(oracle=True)
-    domain, tasks, r = _collected(family, threads)
+    _, tasks, r = _collected(family, threads)
     blind = _collected(point_mass())[2]
     scaled = torch.tensor((tasks.values - [0.5, 0.1]) / [1.0, 0.1], dtype=torch.float32)
     assert r.observations.shape == (M, 7, E, 4)

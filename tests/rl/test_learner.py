@@ -36,7 +36,7 @@ def _timeless(metrics):
 def test_iteration_is_a_pure_function_of_the_state(point_mass, outer, threads):
     """Twice from one state, and in a fresh learner that never ran: the same bits; the state is not written.
 
-    Catches carried generators, simulators that remember, and in-place updates: whatever would make a resumed run differ.
+    Catches carried generators, simulators that remember and in-place updates: what would make a resumed run differ.
     """
     learner = _learner(point_mass(), outer, threads=threads)
     start = learner.init(seed=3)
@@ -79,14 +79,14 @@ def test_half_cheetah_iteration_is_pure_with_threads():
 
 
 def test_random_numbers_of_torch_and_numpy_are_left_alone(point_mass):
-    """A library that draws from the global generators makes a user's own program irreproducible, and reads from it too."""
+    """Drawing from the global generators would tie results to the rest of the user's program, and disturb it."""
     import numpy as np
 
-    before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     learner = _learner(point_mass())
     learner.iteration(learner.init(seed=3))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], legacy)
 
 
 def _explored(point_mass, inner_steps):
@@ -117,7 +117,7 @@ def test_every_stage_samples_with_the_parameters_adapted_so_far(point_mass, inne
 
 @pytest.mark.parametrize("inner_steps", [0, 1, 3])
 def test_objective_starts_at_ratio_one_and_kl_zero(point_mass, inner_steps):
-    """Where the query was sampled, the KL is 0 and the loss -mean(advantage) = 0; else the old policy is not the old one."""
+    """Where the query was sampled, KL and loss = -mean(advantage) are 0; else the old policy is not the old one."""
     learner, meta, _, trail = _explored(point_mass, inner_steps)
     supports = [s.data for s in trail.supports]
     objective = Objective(learner.inner, supports, trail.query.data, learner.domain.query)
@@ -143,7 +143,7 @@ def test_metrics_are_those_of_the_data(point_mass):
 
 
 def test_trpo_respects_its_bound_on_the_real_objective(point_mass):
-    """Ten iterations: every accepted step lowers the surrogate and keeps the KL within the bound; most are accepted."""
+    """Ten iterations: accepted steps lower the surrogate and keep the KL within the bound; most are accepted."""
     learner = _learner(point_mass(), TRPO(max_kl=0.02, fisher_fraction=0.5), inner_steps=1)
     state = learner.init(seed=2)
     accepted = 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from metarl.core.params import ravel, unravel
 from metarl.nets import MLP
 from metarl.rl import GaussianPolicy, PolicyLoss, PolicyQuery
 from metarl.rl import policy as gaussian
@@ -98,12 +99,22 @@ def _batch():
     weights[0, 3:] = 0
     log_probs = Independent(Normal(means, log_std.exp().unsqueeze(1)), 1).log_prob(actions)
     return Batch(
-        _draw(M, N, 2, seed=24), actions, _draw(M, N, seed=25), weights / weights.sum(1, keepdim=True), log_probs, means, log_std
+        _draw(M, N, 2, seed=24),
+        actions,
+        _draw(M, N, seed=25),
+        weights / weights.sum(1, keepdim=True),
+        log_probs,
+        means,
+        log_std,
     )
 
 
 def _policy():
-    params = {"0.weight": _draw(M, 2, A, seed=30), "0.bias": _draw(M, A, seed=31), "log_std": 0.5 * _draw(M, A, seed=32)}
+    params = {
+        "0.weight": _draw(M, 2, A, seed=30),
+        "0.bias": _draw(M, A, seed=31),
+        "log_std": 0.5 * _draw(M, A, seed=32),
+    }
     return GaussianPolicy(MLP((2, A)), A), params
 
 
@@ -137,19 +148,17 @@ def test_query_is_the_ratio_surrogate_with_the_weighted_kl():
 
 
 def test_both_surrogates_have_the_policy_gradient_where_the_data_were_drawn():
-    """At the sampling parameters the ratio is 1, its gradient the score: LVC and logp agree in slope, not in curvature."""
+    """Where the ratio is 1 its gradient is the score: LVC and logp agree in slope, not in curvature."""
     policy, params = _policy()
     batch = _batch()
     acted = policy.distribution(params, batch.observations)
     batch = Batch(**{f.name: getattr(batch, f.name) for f in fields(Batch)} | {
         "log_probs": gaussian.log_prob(acted, batch.actions), "means": acted.mean, "log_std": acted.log_std
     })  # fmt: skip
-    flat = torch.cat([v.reshape(-1) for v in params.values()])
+    flat = ravel(params)
 
     def loss(x, surrogate):
-        shapes = [v.shape for v in params.values()]
-        parts = x.split([s.numel() for s in shapes])
-        return PolicyLoss(policy, surrogate)(dict(zip(params, map(torch.reshape, parts, shapes), strict=True)), batch).sum()
+        return PolicyLoss(policy, surrogate)(unravel(x, params), batch).sum()
 
     slopes, curvatures = [], []
     for surrogate in ("lvc", "logp"):

@@ -87,9 +87,8 @@ def test_nothing_after_an_end_reaches_back_over_it(flag):
     for rubbish in (0.0, 1e9):
         rewards, values = _column(1.0, 2.0, rubbish), _column(4.0, 5.0, rubbish)
         following = _column(5.0, 8.0, rubbish)
-        results.append(
-            returns.advantages(rewards, values, following, ends["terminated"], ends["truncated"], 0.5, 1.0).flatten()[:2]
-        )
+        result = returns.advantages(rewards, values, following, ends["terminated"], ends["truncated"], 0.5, 1.0)
+        results.append(result.flatten()[:2])
     bootstrap = 0.0 if flag == "terminated" else 4.0  # gamma * 8
     second = 2.0 + bootstrap - 5.0
     assert results[0].tolist() == results[1].tolist() == [-0.5 + second / 2, second]
@@ -129,10 +128,10 @@ def test_equal_advantages_become_zero_and_not_amplified_rounding(constant):
 
 # -- baseline ----------------------------------------------------------------------------------------------------------
 
-M, T, E, O = 3, 12, 4, 2
+M, T, E = 3, 12, 4
 
 
-def _episodes(dtype=torch.double, seed=0, episodes=E, horizon=T, size=O):
+def _episodes(dtype=torch.double, seed=0, episodes=E, horizon=T, size=2):
     """Random states, returns and ragged masks."""
     g = torch.Generator().manual_seed(seed)
     observations = 4 * torch.randn(M, horizon, episodes, size, generator=g, dtype=torch.double)
@@ -149,7 +148,7 @@ def _features(observation, t):
 
 
 def _ridge(observations, targets, mask, ridge=1e-5):
-    """Least squares of one task over its valid steps only, by NumPy in float64 (augmented rows, no normal equations)."""
+    """Least squares of one task over its valid steps, by NumPy in float64 (augmented rows, no normal equations)."""
     valid = [(t, e) for t in range(mask.shape[0]) for e in range(mask.shape[1]) if mask[t, e]]
     phi = np.array([_features(observations[t, e].astype(np.float64), t) for t, e in valid])
     goal = np.array([targets[t, e] for t, e in valid], dtype=np.float64)
@@ -185,7 +184,8 @@ def test_fit_ignores_padding_and_other_tasks():
     observations, targets, mask = _episodes()
     expected = baseline.fit(observations, targets, mask)
     padded = mask == 0
-    spoilt = baseline.fit(torch.where(padded.unsqueeze(-1), 9.0, observations), torch.where(padded, 777.0, targets), mask)
+    polluted = torch.where(padded.unsqueeze(-1), 9.0, observations), torch.where(padded, 777.0, targets)
+    spoilt = baseline.fit(*polluted, mask)
     torch.testing.assert_close(spoilt, expected, rtol=1e-9, atol=1e-9)
     targets[1:] *= -3
     torch.testing.assert_close(baseline.fit(observations, targets, mask)[0], expected[0], rtol=1e-12, atol=1e-12)
@@ -193,8 +193,8 @@ def test_fit_ignores_padding_and_other_tasks():
 
 @pytest.mark.parametrize("kind", ["random", "constant", "duplicate", "large", "near"])
 def test_fit_in_float32_predicts_what_float64_does(kind):
-    """Rollouts are float32. Collinear features (a constant observation beside the bias, a copy) make the normal equations
-    singular but for the ridge of 1e-5, which is below the rounding of float32 sums over thousands of states."""
+    """Collinear features (a constant observation beside the bias, a copy) make the normal equations singular but for
+    the ridge of 1e-5, which is below the rounding of float32 sums over thousands of states."""
     observations, targets, mask = _episodes(torch.float32, seed=1, episodes=20, horizon=100, size=3)
     if kind == "constant":
         observations[..., 1] = 3.0

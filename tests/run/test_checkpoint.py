@@ -207,6 +207,15 @@ def test_newest_steps_and_the_best_stay(tmp_path):
     assert equal(store.latest(), 123456789)
 
 
+def test_an_old_best_that_a_kill_left_is_pruned(tmp_path):
+    saved(tmp_path / "other", 1, best=(1,))
+    store = saved(tmp_path / "run", 2, best=(2,))
+    shutil.copytree(tmp_path / "other" / "best-00000001", tmp_path / "run" / "best-00000001")
+    assert equal(store.best(), 2)
+    store.save(3, *content(3))
+    assert names(tmp_path / "run") == ["00000002", "00000003", "best-00000002"]
+
+
 def test_what_was_just_saved_is_kept_although_a_higher_damaged_step_exists(tmp_path):
     """Catches: keep=1 counting the damaged step 8 as the newest and pruning the only good one."""
     store = saved(tmp_path, 8, best=(8,), keep=1)
@@ -523,7 +532,7 @@ def test_killed_while_saving_a_new_step(tmp_path, victims, fault):
     assert names(tmp_path / "run") == names(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("fault", [*POINTS, *(f"while_replacing:{count}" for count in (1, 2, 3, 4))])
+@pytest.mark.parametrize("fault", [*POINTS[4:], *(f"while_replacing:{count}" for count in (1, 2, 3, 4))])
 def test_killed_while_replacing_the_only_step(tmp_path, victims, fault):
     """Catches: a moment at which the old step is gone and the new one not there yet. Nothing else could be used."""
     saved(tmp_path / "run", 2, best=(2,))
@@ -544,10 +553,10 @@ def test_killed_while_replacing_the_only_step(tmp_path, victims, fault):
     assert names(tmp_path / "run") == names(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_killed_at_a_random_moment(tmp_path, victims, seed):
     """SIGKILL where no fault point is; every third step is a best."""
-    assert victims(tmp_path, "loop", keep=1, seconds=random.Random(seed).uniform(0.02, 0.2))[0] == -9
+    assert victims(tmp_path, "loop", keep=1, seconds=random.Random(seed).uniform(0.01, 0.12))[0] == -9
     store = CheckpointStore(tmp_path, keep=1)
     latest, best = store.latest(), store.best()
     step = latest.step if latest else 0

@@ -1,0 +1,274 @@
+"""The conformance kit: every registered family passes, and each deliberate flaw is found and named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from metarl import families
+from metarl.core import GradientStep
+from metarl.core.inner import TaskLoss
+from metarl.core.params import Params
+from metarl.families import RLSpec, Shots, ShotSpec, Step, TaskParameter, Tasks, split_uniform
+from metarl.testing import check_family, check_meta_gradient
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_every_registered_family_keeps_the_contract(name):
+    check_family(name)
+
+
+# -- families with a flaw ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A sound little family (a point, a goal, falling off at +-1.5) that can be told to be flawed."""
+
+    flaw: str = ""
+    log: list[int] = dataclasses.field(default_factory=list)
+
+    recommended: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def spec(self):
+        high = -3.0 if self.flaw == "bounds" else 2.0
+        goal = TaskParameter("goal", 1.0 if self.flaw == "range" else -1.0, 1.0, "m")
+        return RLSpec((goal,), 2, 1, -2.0, high, 0 if self.flaw == "horizon" else 12, 0.0)
+
+    def sample_tasks(self, num_tasks, split, seed):
+        if self.flaw == "overlap":
+            values = np.random.default_rng(seed).uniform(0, 1, (num_tasks, 1)).round(2)
+        elif self.flaw == "seedless":
+            values = split_uniform(num_tasks, split, 0)
+        elif self.flaw == "unrepeatable":
+            self.log.append(1)
+            values = split_uniform(num_tasks, split, len(self.log))
+        elif self.flaw == "half a seed":
+            values = split_uniform(num_tasks, split, seed if isinstance(seed, int) else seed[0])
+        elif self.flaw == "count":
+            values = split_uniform(num_tasks, split, [num_tasks, *np.atleast_1d(seed)])
+        else:
+            values = split_uniform(num_tasks, split, seed)
+        return Tasks(("aim" if self.flaw == "names" else "goal",), 2 * values - 1)
+
+    def batch(self, num_envs, threads):
+        return ToyBatch(self.flaw, num_envs, threads)
+
+
+class ToyBatch:
+    """Simulations of Toy."""
+
+    def __init__(self, flaw, count, threads):
+        self.flaw, self.count, self.threads = flaw, count, threads
+        self.x, self.resets = np.zeros(count), 0
+        self.live = np.zeros((count, 2), dtype=np.float32)
+
+    def reset(self, tasks, seeds):
+        self.tasks, self.time, self.done = tasks, 0, np.zeros(self.count, dtype=bool)
+        self.resets += 1
+        start = np.array([np.random.default_rng(int(s)).uniform(-0.1, 0.1) for s in seeds])
+        if self.flaw == "one generator":
+            start = np.random.default_rng(int(seeds[0])).uniform(-0.1, 0.1, self.count)
+        self.x = start + (0.5 * self.x if self.flaw == "memory" else 0.0)
+        return self._observe(self.x)
+
+    def step(self, actions):
+        clipped = actions if self.flaw == "unclipped" else np.clip(actions, -2.0, 2.0)
+        if self.flaw == "writes":
+            actions *= 0.5
+        self.x = (
+            self.x + 0.1 * clipped[:, 0].astype(np.float64) + (0.01 if self.flaw == "threads" else 0.0) * self.threads
+        )
+        self.time += 1
+        goal = 0.3 if self.flaw == "task" else self.tasks["goal"]
+        rewards = -np.abs(self.x - goal).astype(np.float32)
+        if self.flaw == "neighbours":
+            rewards = rewards - rewards.mean()
+        if self.flaw == "nan" and self.time == 5:
+            rewards[1] = np.nan
+        terminated = np.abs(self.x) > 0.25
+        truncated = np.full(self.count, self.time >= 12)
+        rewards[self.done] = np.nan  # allowed: it is over
+        self.done = self.done | terminated | truncated
+        observations = self._observe(self.x)
+        if self.flaw == "flags":
+            terminated = terminated.astype(np.float32)
+        if self.flaw == "reward shape":
+            rewards = rewards[:, None]
+        if self.flaw == "five":
+            return observations, rewards, terminated, truncated, {}
+        return Step(observations, rewards, terminated, truncated)
+
+    def _observe(self, x):
+        rows = np.stack([x, x**2], 1).astype(np.float64 if self.flaw == "float64" else np.float32)
+        if self.flaw == "width":
+            return rows[:, :1]
+        if self.flaw == "live":
+            self.live[:] = rows
+            return self.live
+        return rows
+
+
+RL_FLAWS = {
+    "bounds": "action_low is smaller",
+    "horizon": "sizes and horizon are at least 1",
+    "range": "task values lie in the spec's range",
+    "names": "tasks have the spec's parameters",
+    "overlap": "splits share no task",
+    "seedless": "another seed draws other tasks",
+    "half a seed": "another seed draws other tasks",
+    "unrepeatable": "the same arguments draw the same tasks",
+    "count": "does not depend on how many are drawn",
+    "float64": "observations are float32",
+    "width": r"observations have shape \(4, 2\); found \(4, 1\)",
+    "reward shape": r"rewards have shape \(4,\)",
+    "flags": "terminated flags are bool",
+    "five": "step returns observations, rewards, terminated, truncated",
+    "nan": "rewards are finite",
+    "live": "later steps leave them alone",
+    "writes": "leaves the caller's actions alone",
+    "memory": "a reset with the same tasks and seeds gives the same episode",
+    "threads": "do not depend on the batch object or its threads",
+    "neighbours": "does not depend on its neighbours",
+    "one generator": "does not depend on its neighbours",
+    "unclipped": "actions beyond the bounds act like the bounds",
+    "task": "a task changes observations or rewards",
+}
+
+
+def test_the_sound_toy_passes_and_really_ends_early():
+    check_family(Toy())
+    env = Toy().batch(1, 1)
+    env.reset(Toy().sample_tasks(1, "train", 0), np.zeros(1, np.uint32))
+    assert [bool(env.step(np.full((1, 1), 2.0, np.float32)).terminated[0]) for _ in range(3)] == [False, True, True]
+
+
+@pytest.mark.parametrize(("flaw", "rule"), RL_FLAWS.items(), ids=RL_FLAWS)
+def test_a_flawed_rl_family_is_caught_by_the_rule_it_breaks(flaw, rule):
+    with pytest.raises(AssertionError, match=f"Family Toy breaks a rule: .*{rule}"):
+        check_family(Toy(flaw))
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyShots:
+    """Sound few-shot classification (is x beyond the threshold?) that can be told to be flawed."""
+
+    flaw: str = ""
+
+    recommended: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def spec(self):
+        threshold = TaskParameter("threshold", 0.0, 1.0, "")
+        return ShotSpec((threshold,), (2,), 2, "cross_entropy", "accuracy", "fraction")
+
+    def sample_tasks(self, num_tasks, split, seed):
+        return Tasks(("threshold",), split_uniform(num_tasks, split, seed))
+
+    def draw(self, tasks, seeds):
+        if self.flaw == "one generator":
+            seeds = 7 * seeds[0] + np.arange(len(seeds))
+        elif self.flaw == "seedless":
+            seeds = 0 * seeds
+        inputs = np.stack([np.random.default_rng(int(s)).uniform(size=(20, 2)) for s in seeds])
+        if self.flaw == "leak":
+            inputs[:, 19] = inputs[:, 0]
+        threshold = 0.5 if self.flaw == "task" else tasks["threshold"][:, None]
+        targets = (inputs[..., 0] > threshold).astype(np.int64) + (1 if self.flaw == "classes" else 0)
+        inputs = inputs.astype(np.float64 if self.flaw == "float64" else np.float32)
+        targets = targets[..., None] if self.flaw == "shape" else targets
+        return Shots(inputs[:, :5], targets[:, :5]), Shots(inputs[:, 5:], targets[:, 5:])
+
+
+SHOT_FLAWS = {
+    "one generator": "do not depend on other tasks",
+    "seedless": "another seed draws other examples",
+    "leak": "support and query share no example",
+    "task": "a task changes its examples",
+    "classes": "support targets are classes 0 to 1",
+    "float64": "support inputs are float32",
+    "shape": r"support targets have shape \(4, 5\)",
+}
+
+
+@pytest.mark.parametrize(("flaw", "rule"), SHOT_FLAWS.items(), ids=SHOT_FLAWS)
+def test_a_flawed_shot_family_is_caught_by_the_rule_it_breaks(flaw, rule):
+    check_family(ToyShots())
+    with pytest.raises(AssertionError, match=f"Family ToyShots breaks a rule: .*{rule}"):
+        check_family(ToyShots(flaw))
+
+
+def test_few_tasks_and_rounding_can_be_allowed():
+    check_family(Toy("overlap"), disjoint=False)
+    with pytest.raises(AssertionError, match="threads"):
+        check_family(Toy("threads"), tolerance=0.01)
+    check_family(Toy("threads"), tolerance=1.0)
+
+
+def test_a_check_names_a_registered_family_by_its_name():
+    with pytest.raises(families.SettingsError, match="halfcheetah-vel"):
+        check_family("halfcheeta-vel")
+
+
+# -- inner rules with a flaw -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Flawed:
+    """One gradient step with a flaw, or with learned step sizes."""
+
+    loss: TaskLoss
+    flaw: str
+
+    def __call__(self, params: Params, support: object) -> Params:
+        create = any(v.requires_grad for v in params.values()) and self.flaw != "first order"
+        with torch.enable_grad():
+            start = params if create else {n: v.detach().requires_grad_() for n, v in params.items()}
+            losses = self.loss(start, support)
+            loss = losses.mean() if self.flaw == "mean over tasks" else losses.sum()
+            gradients = torch.autograd.grad(
+                loss, list(start.values()), create_graph=create or self.flaw == "graph", allow_unused=True
+            )
+        gradients = [torch.zeros_like(v) if g is None else g for v, g in zip(params.values(), gradients, strict=True)]
+        result = {}
+        for (name, value), g in zip(params.items(), gradients, strict=True):
+            if self.flaw == "detached gradient" and name == "0.weight":
+                g = g.detach()
+            elif self.flaw == "mixes tasks":
+                g = g + 0.1 * g.mean(0)
+            rate = params["rates"].unsqueeze(-1) if self.flaw == "meta-sgd" and name == "1.bias" else 0.1
+            result[name] = value - rate * g
+        if self.flaw == "drops":
+            del result["1.bias"]
+        return result
+
+
+FLAWED_RULES = {
+    "drops": "keep names and shapes",
+    "mean over tasks": "alike alone and in a meta-batch",
+    "mixes tasks": "alike alone and in a meta-batch",
+    "graph": "no graph is built",
+    "detached gradient": "is the slope of the outer loss",
+    "first order": "is the slope of the outer loss",
+}
+
+
+@pytest.mark.parametrize(("flaw", "rule"), FLAWED_RULES.items(), ids=FLAWED_RULES)
+def test_a_flawed_inner_rule_is_caught(flaw, rule):
+    """With the flaws of the field: the inner learning rate divided by the meta-batch, derivatives lost half-way."""
+    with pytest.raises(AssertionError, match=rule):
+        check_meta_gradient(lambda loss: Flawed(loss, flaw))
+
+
+def test_sound_rules_pass_first_order_when_declared_and_learned_step_sizes():
+    check_meta_gradient(lambda loss: GradientStep(loss, 0.1))
+    check_meta_gradient(lambda loss: Flawed(loss, ""), inner_steps=(1, 2))
+    check_meta_gradient(lambda loss: GradientStep(loss, 0.1, first_order=True), exact=False)
+    rates = {"rates": torch.tensor(0.3, dtype=torch.float64)}
+    check_meta_gradient(lambda loss: Flawed(loss, "meta-sgd"), extra=rates)
