@@ -14,8 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import metarl.run.arguments as arguments
 from metarl.families import FamilyError
-from metarl.run import arguments
 from metarl.settings import SettingsError, setting
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import imageio.v2 as imageio
 import numpy as np
@@ -73,7 +73,7 @@ def record(learner: MetaLearner, meta: Params, task: Tasks, steps: int, path: pa
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     fps = round(1 / domain.family.spec.control_step) if domain.family.spec.control_step else 20
-    frames = [np.concatenate([a, b], axis=1) for a, b in zip(before, after, strict=False)]
+    frames: list[Any] = [np.concatenate([a, b], axis=1) for a, b in zip(before, after, strict=False)]
     imageio.mimwrite(path, frames, fps=fps, macro_block_size=16)
     print(f"video: {path}  (return {left:.1f} before, {right:.1f} after)")
     return path

@@ -3,8 +3,8 @@
 from metarl.core.adapt import Objective, Outcome, Terms, adapt
 from metarl.core.inner import GradientStep, InnerRule
 from metarl.core.outer import SGD, TRPO, Adam, OuterRule
-from metarl.core.params import Params
 from metarl.core.parallel import Workers
+from metarl.core.params import Params
 
 __all__ = [
     "SGD",

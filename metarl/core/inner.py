@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class GradientStep:
     Reference: Finn, Abbeel and Levine (2017), arXiv:1703.03400, equation 1 and section 5.2 for first order.
     """
 
-    loss: TaskLoss
+    loss: TaskLoss[Any]
     lr: float
     first_order: bool = False
 

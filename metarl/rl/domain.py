@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ class RLDomain:
         noise_MTEA = to_device(noise, device)
         recorder = _Recorder(count * episodes, spec.horizon, spec.observation_size)
         physics = 0.0
-        with torch.no_grad(), _blame(self.family, tasks, episodes, recorder):
+        with torch.no_grad(), _Blame(self.family, tasks, episodes, recorder):
             started = time.perf_counter()
             key = (group, count * episodes, threads)
             if key not in self._batches:
@@ -257,7 +258,7 @@ class _Recorder:
         return values
 
 
-class _blame:
+class _Blame:
     """Turns whatever a family raises into one line that names the family, the task and the step."""
 
     def __init__(self, family: RLFamily, tasks: Tasks, episodes: int, recorder: _Recorder) -> None:
@@ -291,7 +292,7 @@ def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:
         count = min(options, key=lambda n: (math.ceil(num_tasks / n) * (1 / (threads // n) + 0.05), -n))
         each = threads // count
     edges = [round(i * num_tasks / count) for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)], each
+    return [slice(a, b) for a, b in itertools.pairwise(edges)], each
 
 
 def _randomness(cut: slice, seed: Seed, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:

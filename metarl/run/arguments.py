@@ -251,6 +251,6 @@ def _refuse_several(key: str, text: str, kind: Any, choices: Collection[str] | N
     if typing.get_origin(arm) is tuple:
         if "[" not in text:
             raise SettingsError(f"{key}={text} must be a list: {key}=[{text}]")
-        if not all(item.startswith("[") for item in split(text)):
+        if not all(item.startswith("[") and item.endswith("]") for item in split(text)):
             return  # a nested or unfinished list, of which the schema has more to say
     raise SettingsError(f"{key}={text} is several values: add -m to run them one after another")

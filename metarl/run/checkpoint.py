@@ -47,7 +47,7 @@ class CheckpointError(SettingsError):
     """A checkpoint cannot be written or read; the message is one line that names the file and the remedy."""
 
 
-class _Damage(Exception):  # noqa: N818 - a finding, not yet an error: there may be an intact checkpoint besides
+class _Damage(Exception):
     """What is wrong with one checkpoint."""
 
 

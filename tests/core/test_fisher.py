@@ -134,6 +134,20 @@ def test_product_does_not_depend_on_chunks_threads_or_kept_graphs(chunk, monkeyp
     assert torch.equal(ravel(objective.fisher(p.meta, 1.0)(v)), expected)
 
 
+@pytest.mark.parametrize(("kept", "graphs"), [(M * N, 2), (M * N - 1, 2 * 3)])
+def test_graphs_are_kept_up_to_a_size_and_built_for_every_product_beyond(kept, graphs, monkeypatch):
+    """Two chunks and three products: memory must not grow with the meta-batch, nor small problems be built again."""
+    module, built = importlib.import_module("metarl.core.adapt"), []
+    monkeypatch.setattr(module, "_KEPT_SAMPLES", kept)
+    original = module.linearize
+    monkeypatch.setattr(module, "linearize", lambda *args: built.append(1) or original(*args))
+    p = point()
+    product = p.objective.fisher(p.meta, 1.0)
+    for _ in range(3):
+        product(p.meta)
+    assert len(built) == graphs
+
+
 @pytest.mark.parametrize("fraction", [0.25, 0.6])
 def test_fraction_looks_at_the_spread_samples_only(fraction):
     """The product of a fraction is the whole product of an objective cut to those samples by hand, weights renewed."""

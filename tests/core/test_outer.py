@@ -196,6 +196,9 @@ def test_trpo_rejects_what_is_broken_and_keeps_every_bit(name):
     assert int(state["rejected_in_a_row"]) == 1
     assert metrics["rejected_updates"] == 1.0
     assert metrics["line_search_accepted"] == 0.0
+    if name == "zero gradient":
+        assert problem.candidates == []
+        assert all(map(math.isfinite, metrics.values())), "0/0 in a logged number"
 
 
 def test_a_nan_candidate_is_passed_over_and_a_later_sound_one_is_taken():

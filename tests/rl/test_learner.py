@@ -59,6 +59,19 @@ def test_iteration_is_a_pure_function_of_the_state(point_mass, outer, threads):
     assert _timeless(first)["pre_return"] != _timeless(second)["pre_return"], "iterations share their randomness"
 
 
+def test_iterations_differ_though_the_parameters_stay(point_mass):
+    """A learning rate of 0 shows whether tasks, resets and actions are drawn anew in every iteration."""
+    learner = _learner(point_mass(), SGD(lr=0.0))
+    state, returns = learner.init(seed=3), []
+    for _ in range(4):
+        state, metrics = learner.iteration(state)
+        returns += [metrics["pre_return"], metrics["post_return"]]
+    assert _same(state.meta, learner.init(seed=3).meta)
+    assert len(set(returns)) == len(returns)
+    tasks = [learner.domain.sample_tasks(4, "train", (3, 0, i)) for i in range(4)]
+    assert len(set(tasks)) == 4
+
+
 def test_seeds_differ(point_mass):
     learner = _learner(point_mass())
     results = [learner.iteration(learner.init(seed=s)) for s in (0, 1)]
@@ -143,7 +156,7 @@ def test_metrics_are_those_of_the_data(point_mass):
 
 
 def test_trpo_respects_its_bound_on_the_real_objective(point_mass):
-    """Ten iterations: accepted steps lower the surrogate and keep the KL within the bound; most are accepted."""
+    """Accepted steps lower the surrogate and keep the KL within the bound; most of ten are accepted."""
     learner = _learner(point_mass(), TRPO(max_kl=0.02, fisher_fraction=0.5), inner_steps=1)
     state = learner.init(seed=2)
     accepted = 0

@@ -48,7 +48,9 @@ def finish(settings, run):
 def outcome(run: pathlib.Path):
     """All that must not depend on kills: every byte of every checkpoint, and the rows without the clock."""
     files = {
-        str(path.relative_to(run)): path.read_bytes() for path in sorted((run / "checkpoints").rglob("*")) if path.is_file()
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted((run / "checkpoints").rglob("*"))
+        if path.is_file()
     }
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [{name: value for name, value in row.items() if not is_wall_clock(name)} for row in rows]
