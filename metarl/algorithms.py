@@ -39,7 +39,7 @@ class MamlTrpo:
     max_kl: float = setting(0.01, "trust region: largest mean KL(old||new) after adaptation, nats", above=0)
     cg_iterations: int = setting(10, "most conjugate-gradient products", low=1)
     cg_damping: float = setting(0.01, "added to the diagonal of the Fisher matrix", low=0)
-    fisher_fraction: float = setting(0.1, "part of the states that the Fisher products look at", above=0, high=1)
+    fisher_fraction: float = setting(0.05, "part of the states that the Fisher products look at", above=0, high=1)
     line_search_steps: int = setting(15, "most line-search candidates", low=1)
     line_search_shrink: float = setting(0.8, "factor from one candidate step to the next", above=0, high=0.999)
     first_order: bool = setting(False, "ignore second derivatives (FOMAML)")

@@ -23,6 +23,15 @@ Metrics = dict[str, float]
 _WARN_AFTER = 5
 
 
+# A step is lengthened where that promises at least so much, and never by more.
+_WORTH_LENGTHENING, _MOST_LENGTHENING = 1.1, 4.0
+
+
+class _Candidate(NamedTuple):
+    step: Tensor
+    after: Outcome
+
+
 class Update(NamedTuple):
     """What an outer rule returns."""
 
@@ -67,10 +76,14 @@ def _no_rejections() -> State:
 class TRPO:
     r"""Trust-region step on the meta-objective.
 
-    $$ \theta \leftarrow \theta - \beta^j \sqrt{2\delta / x^T H x}\; x, \qquad H x = g, \quad
-       H = \tfrac1M \sum_i J_i^T F_i J_i + \lambda I $$
+    $$ \theta \leftarrow \theta - s\, x, \qquad H x = g, \quad
+       H = \tfrac1M \sum_i J_i^T F_i J_i + \lambda I, \qquad s_0 = \sqrt{2\delta / x^T H x} $$
 
-    with the smallest j at which the loss decreases and the mean KL(old||new) over *all* query states is at most delta.
+    The line search accepts a candidate only if the loss decreases and the mean KL(old||new) over *all* query states is at
+    most delta. A candidate that fails is shortened by beta (or to where its KL says the bound is, if that is shorter).
+    One that passes well inside the bound is lengthened once, by the same rule: Fisher products on a part of the states
+    see too much curvature, because the noise of that part adds to J, so $s_0$ is too short. The better of the two counts.
+
     A non-finite gradient, a curvature that is not positive or a line search without success reject the step: the
     parameters stay what they were, bit for bit.
 
@@ -89,7 +102,7 @@ class TRPO:
     max_kl: float = 0.01
     cg_iterations: int = 10
     cg_damping: float = 1e-2
-    fisher_fraction: float = 0.1
+    fisher_fraction: float = 0.05
     line_search_steps: int = 15
     line_search_shrink: float = 0.8
 
@@ -130,24 +143,42 @@ class TRPO:
         if not (math.isfinite(curvature) and curvature > 0 and bool(torch.isfinite(x).all())):
             return self._reject(meta, state, metrics, clock, "the curvature is not positive")
 
-        full = math.sqrt(2 * self.max_kl / curvature) * x
-        for tried in range(self.line_search_steps):
-            step = self.line_search_shrink**tried * full
-            candidate = unravel(ravel(meta) - step, meta)
-            after = objective.value(candidate)
-            metrics["line_search_steps"] = tried + 1.0
-            if self._improves(before, after):
-                metrics |= {
-                    "kl": after.kl,
-                    "loss_change": after.loss - before.loss,
-                    "line_search_accepted": 1.0,
-                    "step_norm": float(step.norm()),
-                }
-                clock.lap("seconds_line_search")
-                state, counters = _rejections(state, False, "")
-                return Update(candidate, state, metrics | counters | clock.laps)
+        step = math.sqrt(2 * self.max_kl / curvature) * x
+        accepted: _Candidate | None = None
+        tried = 0
+        while tried < self.line_search_steps:
+            after = objective.value(unravel(ravel(meta) - step, meta))
+            tried += 1
+            good = self._improves(before, after)
+            if good and (accepted is None or after.loss < accepted.after.loss):
+                lengthened = accepted is not None
+                accepted = _Candidate(step, after)
+                scale = 1.0 if lengthened else self._to_bound(after)
+                if scale < _WORTH_LENGTHENING:
+                    break
+                step = scale * step
+            elif accepted is not None:
+                break
+            else:
+                step = min(self.line_search_shrink, self._to_bound(after)) * step
+        metrics["line_search_steps"] = float(tried)
         clock.lap("seconds_line_search")
-        return self._reject(meta, state, metrics, clock, "the line search found no better point within max_kl")
+        if accepted is None:
+            return self._reject(meta, state, metrics, clock, "the line search found no better point within max_kl")
+        metrics |= {
+            "kl": accepted.after.kl,
+            "loss_change": accepted.after.loss - before.loss,
+            "line_search_accepted": 1.0,
+            "step_norm": float(accepted.step.norm()),
+        }
+        state, counters = _rejections(state, False, "")
+        return Update(unravel(ravel(meta) - accepted.step, meta), state, metrics | counters | clock.laps)
+
+    def _to_bound(self, after: Outcome) -> float:
+        """Factor that would bring a step's KL, which grows with its square, just inside the bound; 1 where unknown."""
+        if not (math.isfinite(after.kl) and after.kl > 0):
+            return 1.0
+        return min(math.sqrt(0.95 * self.max_kl / after.kl), _MOST_LENGTHENING)
 
     def _improves(self, before: Outcome, after: Outcome) -> bool:
         return math.isfinite(after.loss) and after.loss < before.loss and after.kl <= self.max_kl

@@ -279,6 +279,21 @@ def test_nothing_is_written_and_no_graph_is_left():
     assert not any(value.requires_grad for value in gradient.values())
 
 
+def test_evaluating_builds_no_graph_through_the_adaptation():
+    """Fifteen line-search candidates must not pay for second derivatives, whoever owns the parameters."""
+    problem = PROBLEMS["regression"](1)
+    graphs = []
+
+    def watching(params, query):
+        graphs.append(any(value.requires_grad for value in params.values()))
+        return problem.outer.loss(params, query)
+
+    objective = problem.objective(False)
+    watched = Objective(objective.rule, objective.supports, objective.query, Plain(watching))
+    assert watched.value(_leaves(problem.meta)) == objective.value(problem.meta)
+    assert graphs == [False]
+
+
 @pytest.mark.parametrize("first_order", [False, True])
 def test_a_parameter_that_no_loss_uses_has_a_zero_gradient(first_order):
     """``allow_unused`` gives None where zeros are meant, and dropping it raises."""

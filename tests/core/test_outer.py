@@ -31,12 +31,14 @@ class Written:
     slope: object
     product: object = None
     candidates: list = field(default_factory=list)
+    fraction: float = 0.0
 
     def gradient(self, meta):
         flat = ravel(meta)
         return Outcome(float(self.loss(flat)), 0.0), unravel(self.slope(flat), meta)
 
     def fisher(self, meta, fraction):
+        self.fraction = fraction
         return lambda v: unravel(self.product(ravel(v)), meta)
 
     def value(self, meta):
@@ -72,12 +74,13 @@ def _quadratic_problem(seed=0, damping=0.0):
 def test_trpo_takes_the_natural_gradient_step_to_the_kl_bound(seed, damping):
     """x = -sqrt(2 max_kl / g'H^-1 g) H^-1 g, H damped; a lost 2, a lost damping or a wrong sign shows."""
     meta, problem, h, slope = _quadratic_problem(seed, damping)
-    rule = TRPO(max_kl=0.03, cg_iterations=30, cg_damping=damping)
+    rule = TRPO(max_kl=0.03, cg_iterations=30, cg_damping=damping, fisher_fraction=0.25)
     updated, _, metrics = rule.step(meta, problem, rule.init(meta))
     direction = torch.linalg.solve(h, slope)
     expected = -math.sqrt(2 * 0.03 / float(slope @ direction)) * direction
     torch.testing.assert_close(ravel(updated) - ravel(meta), expected, rtol=1e-4, atol=1e-6)
     assert metrics["kl"] == pytest.approx(0.03, rel=1e-4)
+    assert problem.fraction == 0.25
     assert metrics["line_search_steps"] == 1.0
     assert metrics["line_search_accepted"] == 1.0
     assert metrics["step_norm"] == pytest.approx(float(expected.norm()), rel=1e-4)

@@ -25,6 +25,7 @@ class PointMass:
         horizon: control steps.
         oracle: append the task.
         rubbish: what finished simulations return.
+        limit: whether the family itself flags its time limit.
         fault: ``(kind, step, simulation)``: how, when and where to misbehave.
         seeds: every array of seeds that a reset was given.
     """
@@ -32,6 +33,7 @@ class PointMass:
     horizon: int = 7
     oracle: bool = False
     rubbish: float = 99.0
+    limit: bool = True
     fault: tuple[str, int, int] | None = None
     seeds: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -82,7 +84,8 @@ class PointBatch:
         observations = np.stack([self.x, self.x - before], 1).astype(np.float32)
         rewards = -np.abs(self.x - self.tasks["goal"]).astype(np.float32)
         terminated = np.abs(self.x) > LIMIT
-        truncated = (self.time >= self.family.horizon) | (self.short & (self.time >= 4))
+        over = self.family.limit and self.time >= self.family.horizon
+        truncated = over | (self.short & (self.time >= 4))
         observations[self.done], rewards[self.done] = self.family.rubbish, self.family.rubbish
         self.done = self.done | terminated | truncated
         rewards = self._broken("reward", self.time, rewards)

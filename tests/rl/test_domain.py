@@ -80,6 +80,38 @@ def test_rollouts_are_what_a_plain_loop_over_episodes_sees(point_mass, point_phy
     assert r.steps == int(r.mask.sum())
 
 
+def test_the_horizon_ends_an_episode_that_the_family_does_not_end(point_mass):
+    """Else its advantages would be those of an episode that goes on into the padding."""
+    flagged, silent = (_collected(point_mass(limit=limit))[2] for limit in (True, False))
+    for field in dataclasses.fields(flagged):
+        assert torch.equal(getattr(flagged, field.name), getattr(silent, field.name)), field.name
+    assert bool(silent.truncated[:, -1].any())
+
+
+def test_scores_are_mean_undiscounted_returns_and_steps_are_counted(point_mass):
+    domain, tasks, r = _collected(point_mass())
+    sample = domain.collect(_params(domain), tasks, (1, 0, 4, 0), "support")
+    torch.testing.assert_close(sample.scores, r.rewards.sum(1).mean(1))
+    assert sample.env_steps == int(r.mask.sum())
+    assert sample.metrics["episode_length"] == pytest.approx(r.mask.sum(1).mean().item())
+    expected = Normal(0.0, _params(domain)["log_std"].exp()).entropy().sum(-1).mean().item()
+    assert sample.metrics["entropy"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_smallest_standard_deviation_is_the_one_that_acts_and_is_stored(point_mass):
+    """Storing the unclamped one would start every ratio and KL at the wrong value."""
+    family = point_mass()
+    domain = dataclasses.replace(_domain(family), policy=GaussianPolicy(MLP((2, 5, 1)), 1, min_std=0.2))
+    params = _params(domain) | {"log_std": torch.full((M, 1), -5.0)}
+    r = domain.rollout(params, domain.sample_tasks(M, "train", 9), (1, 0, 4, 0))[0]
+    assert r.log_std.exp().flatten().tolist() == pytest.approx([0.2] * M)
+    noise = (r.actions - r.means)[r.mask.bool()]
+    assert noise.std().item() == pytest.approx(0.2, rel=0.3)
+    terms = domain.query(params, domain.judge(r))
+    assert terms.kl.abs().max() < 1e-5
+    assert terms.loss.abs().max() < 1e-4
+
+
 def test_stored_distribution_is_the_one_that_acted(point_mass):
     """Ratio and KL start at 1 and 0 only if what is stored is what the sampling parameters give."""
     domain, _, r = _collected(point_mass())
