@@ -260,8 +260,11 @@ def split_uniform(num_tasks: int, split: Split, seed: int | Sequence[int], dimen
     if split not in _SPLIT_DIGITS:
         raise SettingsError(f"Unknown split '{split}'. {nearest(split, SPLITS)}")
     digits = _SPLIT_DIGITS[split]
-    entropy = [seed] if isinstance(seed, int) else list(seed)
-    rng = np.random.default_rng([*entropy, SPLITS.index(split)])
+    words = [int(seed)] if isinstance(seed, int | np.integer) else [int(word) for word in seed]
+    if min(words, default=0) < 0:
+        raise SettingsError(f"seed={words} must not be negative")
+    # the length comes first, because NumPy takes (5,) and (5, 0) for the same seed
+    rng = np.random.default_rng([len(words), *words, SPLITS.index(split)])
     points = rng.random((num_tasks, dimensions + 1))
     cells = np.floor(points[:, 0] * (_CELLS // 10) * len(digits)).astype(np.int64)
     numbers = cells // len(digits) * 10 + np.asarray(digits)[cells % len(digits)]

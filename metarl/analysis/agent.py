@@ -175,7 +175,7 @@ def _gym_rollouts(
             f" ({spec.observation_size},) and ({spec.action_size},)"
         )
     out = Rollouts.empty(1, spec.horizon, episodes, (spec.observation_size, spec.action_size), device)
-    out.log_std.copy_(domain.policy.clamped(params["log_std"]))
+    out.behaviour.log_std.copy_(domain.policy.clamped(params["log_std"]))
     sequence = np.random.SeedSequence(list(seed))
     noise = torch.tensor(
         np.random.default_rng(sequence).standard_normal((spec.horizon, episodes, spec.action_size), dtype=np.float32),
@@ -191,7 +191,7 @@ def _gym_rollouts(
                 command = np.clip(action[0, 0].cpu().numpy(), spec.action_low, spec.action_high)
                 observation, reward, terminated, truncated, _ = env.step(command)
                 out.observations[0, t, e], out.actions[0, t, e] = seen[0, 0], action[0, 0]
-                out.means[0, t, e] = distribution.mean[0, 0]
+                out.behaviour.mean[0, t, e] = distribution.mean[0, 0]
                 out.rewards[0, t, e], out.mask[0, t, e] = float(reward), 1.0
                 out.terminated[0, t, e] = bool(terminated)
                 out.truncated[0, t, e] = not terminated and (bool(truncated) or t + 1 == spec.horizon)

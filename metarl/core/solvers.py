@@ -13,6 +13,8 @@ from metarl.core.params import Params
 
 Tensors = tuple[Tensor, ...]
 
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+
 
 class Linear(NamedTuple):
     """A function linearised at a point: its value, v -> J v and u -> J^T u."""
@@ -120,8 +122,9 @@ def conjugate_gradient(
 def spread(total: int, count: int) -> Tensor:
     """Choose ``count`` of ``total`` indices, evenly and without a period, int64 (count,), ascending; no randomness.
 
-    Multiples of a number coprime with ``total`` and near the golden section: any layout (time-major, episode-major) is
-    covered evenly, where every k-th index could fall on a few episodes only.
+    One index from each of ``count`` equal stretches, at an offset that goes by the golden section: samples laid out as
+    (steps, episodes) are covered evenly in both, where every k-th index could fall on a few episodes only.
     """
-    stride = next(s for s in range(max(1, round(total * 0.618)), 2 * total + 1) if math.gcd(s, total) == 1)
-    return (torch.arange(count, dtype=torch.int64) * stride % total).sort().values
+    part = torch.arange(count + 1, dtype=torch.int64) * total // count
+    offset = (torch.arange(count, dtype=torch.float64) * _GOLDEN) % 1.0
+    return part[:-1] + (offset * part.diff()).long()

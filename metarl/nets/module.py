@@ -22,40 +22,38 @@ class ModuleNet:
     _local: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     def init(self, generator: torch.Generator) -> Params:
-        """Return the module's own present values: how they were drawn is its maker's choice."""
+        """Return the module's own present values (how they were drawn is its maker's choice), without frozen ones."""
         del generator
-        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+        parameters = self.module.named_parameters()
+        return {name: value.detach().clone() for name, value in parameters if value.requires_grad}
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
         """Map inputs (M, N, ...) with parameters (M, ...) to outputs (M, N, ...)."""
-        if self.vectorize and not self._state().looped:
-            try:
-                return torch.func.vmap(self._call)(params, inputs)
-            except RuntimeError:
-                # no batching rule (fused recurrent layers, layers that write their buffers); the loop raises what is real
-                self._state().looped = True
+        if self.vectorize and not any(map(_has_no_batching_rule, self.module.modules())):
+            return torch.func.vmap(self._call)(params, inputs)
         rows = ({name: value[i] for name, value in params.items()} for i in range(len(inputs)))
         return torch.stack([self._call(row, x) for row, x in zip(rows, inputs, strict=True)])
 
     def _call(self, params: Params, inputs: Tensor) -> Tensor:
-        module = self._state().module
+        module = self._own()
         buffers = {name: value.to(inputs.device).clone() for name, value in module.named_buffers()}
         output = functional_call(module, {**params, **buffers}, (inputs,))
         return output[0] if isinstance(output, tuple) else output  # recurrent modules return (output, state)
 
-    def _state(self) -> _ThreadState:
+    def _own(self) -> nn.Module:
         """This thread's own copy: ``functional_call`` swaps parameters in and out, which two threads must not do at once."""
         try:
-            state: _ThreadState = self._local.state
+            module: nn.Module = self._local.module
         except AttributeError:
-            state = self._local.state = _ThreadState(copy.deepcopy(self.module))
-        return state
+            module = self._local.module = copy.deepcopy(self.module)
+        return module
 
 
-@dataclass
-class _ThreadState:
-    module: nn.Module
-    looped: bool = False
+def _has_no_batching_rule(module: nn.Module) -> bool:
+    """Fused recurrent layers, and normalisations that write their running statistics."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return bool(module.track_running_stats)
+    return isinstance(module, nn.RNNBase)
 
 
 def from_module(module: nn.Module, vectorize: bool = True) -> ModuleNet:

@@ -14,12 +14,13 @@ from torch import Tensor
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed
-from metarl.families import EnvBatch, EnvFault, FamilyError, RLFamily, Split, Tasks
+from metarl.families import EnvBatch, RLFamily, Split, Tasks
 from metarl.rl import baseline, returns
 from metarl.rl import policy as gaussian
 from metarl.rl.losses import Batch, PolicyLoss, PolicyQuery
 from metarl.rl.policy import Gaussian, GaussianPolicy
 from metarl.rl.rollouts import Rollouts, act, to_device
+from metarl.rl.simulations import Simulations
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class RLDomain:
             "seconds_sampling": sampled - started,
             "seconds_physics": physics,
             "seconds_judging": time.perf_counter() - sampled,
-            "entropy": float(gaussian.entropy(rollouts.log_std).mean()),
+            "entropy": float(gaussian.entropy(rollouts.behaviour.log_std).mean()),
             "episode_length": rollouts.steps / rollouts.rewards[:, 0].numel(),
         }
         return Sample(data, rollouts.returns.mean(1).cpu(), rollouts.steps, metrics)
@@ -110,7 +111,7 @@ class RLDomain:
         cuts, threads = groups(len(tasks), self.workers)
         size = (self._observation_size, spec.action_size)
         rollouts = Rollouts.empty(len(tasks), spec.horizon, self.episodes, size, self.workers.device)
-        rollouts.log_std.copy_(self.policy.clamped(params["log_std"]))
+        rollouts.behaviour.log_std.copy_(self.policy.clamped(params["log_std"]))
         pool = self._pools.setdefault(len(cuts), Workers(len(cuts)))
         physics = pool.map(lambda g: self._roll(g, cuts[g], threads, params, tasks, seed, rollouts), range(len(cuts)))
         return rollouts, sum(physics) / len(physics)
@@ -124,7 +125,7 @@ class RLDomain:
             observations, mask = rollouts.observations[tasks], rollouts.mask[tasks]
             fitted = baseline.fit(observations, targets[tasks], mask)
             last = baseline.predict_final(fitted, rollouts.final_observations[tasks], mask)
-            behaviour = Gaussian(rollouts.means[tasks].flatten(1, 2), rollouts.log_std[tasks])
+            behaviour = Gaussian(rollouts.behaviour.mean[tasks].flatten(1, 2), rollouts.behaviour.log_std[tasks])
             log_probs = gaussian.log_prob(behaviour, rollouts.actions[tasks].flatten(1, 2))
             return baseline.predict(fitted, observations), last, log_probs
 
@@ -150,8 +151,8 @@ class RLDomain:
             advantages=returns.normalise(advantages, weights),
             weights=weights,
             log_probs=log_probs,
-            means=rollouts.means.flatten(1, 2),
-            log_std=rollouts.log_std,
+            means=rollouts.behaviour.mean.flatten(1, 2),
+            log_std=rollouts.behaviour.log_std,
         )
 
     def observe(self, observations: Tensor, tasks: Tasks) -> Tensor:
@@ -177,105 +178,27 @@ class RLDomain:
         count = len(tasks)
         noise, seeds = _randomness(cut, seed, (spec.horizon, episodes, spec.action_size))
         noise_MTEA = to_device(noise, device)
-        recorder = _Recorder(count * episodes, spec.horizon, spec.observation_size)
-        physics = 0.0
-        with torch.no_grad(), _Blame(self.family, tasks, episodes, recorder):
-            started = time.perf_counter()
-            key = (group, count * episodes, threads)
+        key = (group, count * episodes, threads)
+        simulations = Simulations(self.family, tasks, episodes)
+        with torch.no_grad():
             if key not in self._batches:
-                self._batches[key] = self.family.batch(count * episodes, threads)
-            env = self._batches[key]
-            observations = recorder.started(env.reset(tasks.repeat(episodes), seeds))
-            physics += time.perf_counter() - started
+                self._batches[key] = simulations.make(threads)
+            observations = simulations.start(self._batches[key], seeds)
             for t in range(spec.horizon):
                 seen = self.observe(to_device(observations, device).view(count, episodes, -1), tasks)
                 actions, distribution = act(self.policy, params, seen, noise_MTEA[:, t])
                 out.observations[cut, t] = seen
                 out.actions[cut, t] = actions
-                out.means[cut, t] = distribution.mean
-                commands = actions.view(count * episodes, -1).cpu().numpy()
-                started = time.perf_counter()
-                observations = recorder.stepped(env.step(commands))
-                physics += time.perf_counter() - started
-                if not recorder.alive.any():
+                out.behaviour.mean[cut, t] = distribution.mean
+                observations = simulations.step(actions.view(count * episodes, -1).cpu().numpy())
+                if not simulations.alive.any():
                     break
-        for name, array in recorder.arrays().items():
+        for name, array in simulations.record().items():
             value = to_device(array, device).view(spec.horizon, count, episodes)
             getattr(out, name)[cut] = value.transpose(0, 1)
-        final = to_device(recorder.final, device).view(count, episodes, -1)
+        final = to_device(simulations.final, device).view(count, episodes, -1)
         out.final_observations[cut] = self.observe(final, tasks)
-        return physics
-
-
-class _Recorder:
-    """Checks what a family returns at every step, and keeps rewards, ends and masks of B simulations."""
-
-    def __init__(self, count: int, horizon: int, observation_size: int) -> None:
-        self.time = 0
-        self.alive = np.ones(count, dtype=bool)
-        self.final = np.zeros((count, observation_size), dtype=np.float32)
-        self.rewards = np.zeros((horizon, count), dtype=np.float32)
-        self.terminated = np.zeros((horizon, count), dtype=bool)
-        self.truncated = np.zeros((horizon, count), dtype=bool)
-        self.mask = np.zeros((horizon, count), dtype=np.float32)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self, name) for name in ("rewards", "terminated", "truncated", "mask")}
-
-    def started(self, observations: np.ndarray) -> np.ndarray:
-        return self._checked("observations", observations, self.final.shape)
-
-    def stepped(self, step: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        observations, rewards, terminated, truncated = step
-        shape = (len(self.alive),)
-        observations = self._checked("observations", observations, self.final.shape)
-        rewards = self._checked("rewards", rewards, shape)
-        t, alive = self.time, self.alive
-        last = t + 1 == len(self.mask)
-        self.mask[t] = alive
-        self.rewards[t] = np.where(alive, rewards, 0.0)
-        self.terminated[t] = alive & self._shaped("terminated", terminated, shape)
-        self.truncated[t] = alive & ~self.terminated[t] & (self._shaped("truncated", truncated, shape) | last)
-        ended = self.terminated[t] | self.truncated[t]
-        self.final[ended] = observations[ended]
-        self.alive = alive & ~ended
-        self.time += 1
-        return observations
-
-    def _shaped(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        if np.shape(values) != shape:
-            raise FamilyError(f"{name} have shape {np.shape(values)} instead of {shape}")
-        return values
-
-    def _checked(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        values = np.asarray(self._shaped(name, values, shape), dtype=np.float32)
-        finite = np.isfinite(values)
-        if not finite.all():
-            broken = ~finite.reshape(shape[0], -1).all(axis=1) & self.alive
-            if broken.any():
-                raise EnvFault(f"{name} are not finite", np.flatnonzero(broken))
-            values = np.where(finite, values, 0.0).astype(np.float32)  # of simulations that ended before
-        return values
-
-
-class _Blame:
-    """Turns whatever a family raises into one line that names the family, the task and the step."""
-
-    def __init__(self, family: RLFamily, tasks: Tasks, episodes: int, recorder: _Recorder) -> None:
-        self._family, self._tasks, self._episodes, self._recorder = family, tasks, episodes, recorder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception):
-            return
-        where = f"at step {self._recorder.time}"
-        if isinstance(error, EnvFault) and len(error.envs):
-            task = self._tasks.rows([int(error.envs[0]) // self._episodes]).to_json()[0]
-            where = f"{where}, task {task} ({len(error.envs)} simulations)"
-        reason = str(error) if isinstance(error, FamilyError | EnvFault) else f"{type(error).__name__}: {error}"
-        raise FamilyError(f"Family {type(self._family).__name__} failed {where}: {reason}") from error
+        return simulations.seconds
 
 
 def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:

@@ -27,8 +27,7 @@ class Rollouts:
         truncated: bool (M, T, E), the time limit.
         mask: (M, T, E), 1 up to and including an episode's last step, 0 after.
         final_observations: (M, E, O), the state after an episode's last step.
-        means: (M, T, E, A), of the distribution that acted.
-        log_std: (M, A), of the distribution that acted.
+        behaviour: the distribution that acted: means (M, T, E, A), log standard deviations (M, A).
     """
 
     observations: Tensor
@@ -38,8 +37,7 @@ class Rollouts:
     truncated: Tensor
     mask: Tensor
     final_observations: Tensor
-    means: Tensor
-    log_std: Tensor
+    behaviour: Gaussian
 
     @staticmethod
     def empty(num_tasks: int, horizon: int, episodes: int, sizes: tuple[int, int], device: torch.device) -> Rollouts:
@@ -58,8 +56,7 @@ class Rollouts:
             truncated=zeros(*shape, dtype=torch.bool),
             mask=zeros(*shape),
             final_observations=zeros(num_tasks, episodes, observation),
-            means=zeros(*shape, action),
-            log_std=zeros(num_tasks, action),
+            behaviour=Gaussian(zeros(*shape, action), zeros(num_tasks, action)),
         )
 
     @property

@@ -104,8 +104,8 @@ def test_the_smallest_standard_deviation_is_the_one_that_acts_and_is_stored(poin
     domain = dataclasses.replace(_domain(family), policy=GaussianPolicy(MLP((2, 5, 1)), 1, min_std=0.2))
     params = _params(domain) | {"log_std": torch.full((M, 1), -5.0)}
     r = domain.rollout(params, domain.sample_tasks(M, "train", 9), (1, 0, 4, 0))[0]
-    assert r.log_std.exp().flatten().tolist() == pytest.approx([0.2] * M)
-    noise = (r.actions - r.means)[r.mask.bool()]
+    assert r.behaviour.log_std.exp().flatten().tolist() == pytest.approx([0.2] * M)
+    noise = (r.actions - r.behaviour.mean)[r.mask.bool()]
     assert noise.std().item() == pytest.approx(0.2, rel=0.3)
     terms = domain.query(params, domain.judge(r))
     assert terms.kl.abs().max() < 1e-5
@@ -117,15 +117,15 @@ def test_stored_distribution_is_the_one_that_acted(point_mass):
     domain, _, r = _collected(point_mass())
     params, batch = _params(domain), domain.judge(r)
     std = params["log_std"].exp()
-    torch.testing.assert_close(r.log_std, params["log_std"])
+    torch.testing.assert_close(r.behaviour.log_std, params["log_std"])
     for m in range(M):
         observations, actions = (x[m].flatten(0, 1) for x in (r.observations, r.actions))
         hidden = torch.tanh(observations @ params["0.weight"][m] + params["0.bias"][m])
         mean = hidden @ params["1.weight"][m] + params["1.bias"][m]
-        torch.testing.assert_close(r.means[m].flatten(0, 1), mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(r.behaviour.mean[m].flatten(0, 1), mean, rtol=1e-4, atol=1e-4)
         log_probs = Independent(Normal(mean, std[m]), 1).log_prob(actions)
         torch.testing.assert_close(batch.log_probs[m], log_probs, rtol=1e-4, atol=1e-4)
-    assert torch.equal(batch.means, r.means.flatten(1, 2))
+    assert torch.equal(batch.means, r.behaviour.mean.flatten(1, 2))
     assert torch.equal(batch.actions, r.actions.flatten(1, 2))
 
 
@@ -136,10 +136,12 @@ def test_action_noise_is_standard_normal_and_no_two_episodes_or_tasks_share_it(p
     for seed in ((1, 0, 4, 0), (1, 0, 4, 1), (1, 0, 5, 0), (2, 0, 4, 0)):
         _, _, r = _collected(family, seed=seed)
         ran = r.mask.bool()
-        noise = ((r.actions - r.means)[..., 0] / r.log_std.exp().view(M, 1, 1))[ran]
+        noise = ((r.actions - r.behaviour.mean)[..., 0] / r.behaviour.log_std.exp().view(M, 1, 1))[ran]
         assert abs(noise.mean()) < 5 / math.sqrt(len(noise))
         assert abs(noise.std() - 1) < 5 / math.sqrt(2 * len(noise))
-        first = ((r.actions - r.means)[:, 0, :, 0] / r.log_std.exp()).flatten()  # every episode's first draw
+        first = (
+            (r.actions - r.behaviour.mean)[:, 0, :, 0] / r.behaviour.log_std.exp()
+        ).flatten()  # every episode's first draw
         streams.append(first)
     everything = torch.cat(streams)
     assert len(torch.unique(torch.round(everything * 1e4))) >= len(everything) - 1
