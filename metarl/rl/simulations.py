@@ -47,7 +47,7 @@ class Simulations:
     def start(self, env: EnvBatch, seeds: np.ndarray) -> np.ndarray:
         """Reset every simulation; return observations float32 (B, O)."""
         self._env = env
-        with self._blamed("at step 0, in reset"):
+        with self._blamed("at step 0"):
             observations = env.reset(self._tasks.repeat(self._episodes), seeds)
             self._time = 0
             return self._checked("observations", observations, self.final.shape)

@@ -87,18 +87,50 @@ def test_trpo_takes_the_natural_gradient_step_to_the_kl_bound(seed, damping):
     assert metrics["loss_change"] == pytest.approx(float(slope @ expected), rel=1e-4)
 
 
-def test_trpo_backtracks_geometrically_to_the_first_point_that_both_improves_and_stays_inside():
-    """KL ten times the model's: the step must shrink by 0.5^2 = 1/4 (KL/16), as 0.5 leaves 10/4 > 1."""
+def test_trpo_shortens_a_step_beyond_the_bound_to_just_inside():
+    """KL ten times the model's: sqrt(0.95 / 10) = 0.308 of the step is shorter than the factor 0.5, and inside at once."""
     meta, problem, _, _ = _quadratic_problem()
     inner = problem.kl
     problem.kl = lambda x: 10 * inner(x)
     rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0, line_search_shrink=0.5)
     updated, _, metrics = rule.step(meta, problem, rule.init(meta))
     lengths = [float((x - ravel(meta)).norm()) for x in problem.candidates]
-    assert lengths[1:] == pytest.approx([lengths[0] / 2, lengths[0] / 4], rel=1e-9)
-    assert metrics["line_search_steps"] == 3.0
-    assert metrics["kl"] == pytest.approx(10 * 0.02 / 16, rel=1e-4)
+    assert lengths == pytest.approx([lengths[0], lengths[0] * math.sqrt(0.095)], rel=1e-4)
+    assert metrics["line_search_steps"] == 2.0
+    assert metrics["kl"] == pytest.approx(0.95 * 0.02, rel=1e-4)
     assert torch.equal(ravel(updated), problem.candidates[-1])
+
+
+def test_trpo_shortens_by_its_factor_where_the_loss_fails_inside_the_bound():
+    """Loss rises beyond 0.3 of the step, KL is half the model's: 0.5 and 0.25 follow, which the KL alone would not ask for."""
+    meta, problem, _, slope = _quadratic_problem()
+    inner, at = problem.kl, ravel(meta)
+    problem.kl = lambda x: 0.5 * inner(x)
+    limit = 0.3**2 * 0.5 * 0.02
+    problem.loss = lambda x: slope @ (x - at) if problem.kl(x) <= limit else 1.0
+    rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0, line_search_shrink=0.5)
+    _, _, metrics = rule.step(meta, problem, rule.init(meta))
+    lengths = [float((x - at).norm()) for x in problem.candidates]
+    assert lengths[:3] == pytest.approx([lengths[0], lengths[0] / 2, lengths[0] / 4], rel=1e-6)
+    assert metrics["kl"] == pytest.approx(0.5 * 0.02 / 16, rel=1e-4)
+
+
+@pytest.mark.parametrize("farther_is_better", [True, False])
+def test_trpo_lengthens_once_a_step_that_falls_short_of_the_bound(farther_is_better):
+    """KL a quarter of the model's: sqrt(0.95 / 0.25) = 1.949 of the step reaches 0.95 of the bound; the better one counts."""
+    meta, problem, _, slope = _quadratic_problem()
+    inner, at = problem.kl, ravel(meta)
+    problem.kl = lambda x: 0.25 * inner(x)
+    if not farther_is_better:
+        problem.loss = lambda x: slope @ (x - at) if inner(x) <= 0.021 else -1e-9
+    rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0)
+    updated, _, metrics = rule.step(meta, problem, rule.init(meta))
+    lengths = [float((x - at).norm()) for x in problem.candidates]
+    assert lengths == pytest.approx([lengths[0], lengths[0] * math.sqrt(3.8)], rel=1e-4)
+    assert metrics["line_search_steps"] == 2.0
+    assert metrics["kl"] == pytest.approx((0.95 if farther_is_better else 0.25) * 0.02, rel=1e-4)
+    assert torch.equal(ravel(updated), problem.candidates[farther_is_better])
+    assert metrics["step_norm"] == pytest.approx(lengths[farther_is_better], rel=1e-9)
 
 
 def _fuzzed(seed):
@@ -218,8 +250,8 @@ def test_a_nan_candidate_is_passed_over_and_a_later_sound_one_is_taken():
     problem.loss = blows_up_far_away
     rule = TRPO(line_search_shrink=0.8, cg_damping=0.0, cg_iterations=30)
     updated, state, metrics = rule.step(meta, problem, rule.init(meta))
-    assert metrics["line_search_steps"] == 2.0
-    torch.testing.assert_close(ravel(updated) - at, 0.8 * (first[0] - at), rtol=1e-12, atol=0)
+    assert metrics["line_search_steps"] == 3.0  # NaN, 0.8 of it (64 % of the bound), and that lengthened
+    torch.testing.assert_close(ravel(updated) - at, math.sqrt(0.95) * (first[0] - at), rtol=1e-4, atol=0)
     assert int(state["rejected_total"]) == 0
 
 

@@ -20,6 +20,14 @@ from metarl.rl.domain import groups
 from metarl.rl.losses import Batch
 
 M, E = 5, 6
+
+
+def _tensors(rollouts):
+    named = {field.name: getattr(rollouts, field.name) for field in dataclasses.fields(rollouts)}
+    behaviour = named.pop("behaviour")
+    return named | {"means": behaviour.mean, "log_std": behaviour.log_std}
+
+
 FIELDS = [field.name for field in dataclasses.fields(Batch)]
 
 
@@ -83,8 +91,8 @@ def test_rollouts_are_what_a_plain_loop_over_episodes_sees(point_mass, point_phy
 def test_the_horizon_ends_an_episode_that_the_family_does_not_end(point_mass):
     """Else its advantages would be those of an episode that goes on into the padding."""
     flagged, silent = (_collected(point_mass(limit=limit))[2] for limit in (True, False))
-    for field in dataclasses.fields(flagged):
-        assert torch.equal(getattr(flagged, field.name), getattr(silent, field.name)), field.name
+    for name, value in _tensors(flagged).items():
+        assert torch.equal(value, _tensors(silent)[name]), name
     assert bool(silent.truncated[:, -1].any())
 
 
@@ -220,10 +228,10 @@ def test_same_seed_same_bits(point_mass, threads):
     again = domain.rollout(_params(domain), tasks, (1, 0, 4, 0))[0]
     _, _, fresh = _collected(point_mass(), threads)
     other = domain.rollout(_params(domain), tasks, (1, 0, 4, 1))[0]
-    for field in dataclasses.fields(first):
-        a, b, c = (getattr(r, field.name) for r in (first, again, fresh))
-        assert torch.equal(a, b), field.name
-        assert torch.equal(a, c), field.name
+    for name in _tensors(first):
+        a, b, c = (_tensors(r)[name] for r in (first, again, fresh))
+        assert torch.equal(a, b), name
+        assert torch.equal(a, c), name
     assert not torch.equal(first.observations[:, 0], other.observations[:, 0])
     assert not torch.equal(first.actions, other.actions)
 
@@ -236,9 +244,10 @@ def test_results_do_not_depend_on_threads_or_on_other_tasks(point_mass, num_task
     two = _domain(point_mass(), 2)
     rows = slice(0, num_tasks)
     threaded = two.rollout({n: v[rows] for n, v in params.items()}, tasks.rows(rows), seed)[0]
-    for field in dataclasses.fields(whole):
-        a, b = getattr(whole, field.name)[rows], getattr(threaded, field.name)
-        torch.testing.assert_close(b.float(), a.float(), rtol=1e-5, atol=1e-5, msg=field.name)
+    for name, value in _tensors(whole).items():
+        torch.testing.assert_close(
+            _tensors(threaded)[name].float(), value[rows].float(), rtol=1e-5, atol=1e-5, msg=name
+        )
 
 
 def test_half_cheetah_does_not_depend_on_threads():
