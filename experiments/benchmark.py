@@ -17,6 +17,7 @@ import os
 import pathlib
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from metarl.settings import SettingsError, check, nearest, setting
 
 if TYPE_CHECKING:
     from experiments.physics import RecordedFamily
-    from metarl.learner import MetaLearner
+    from metarl.learner import MetaLearner, MetaState
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SPLIT = ("sampling", "physics", "adaptation", "meta_gradient", "cg", "line_search")
@@ -43,6 +44,7 @@ class Settings:
     repeats: int = setting(3, "measurements of everything", low=1)
     device: str = setting("cpu", "where the policy lives (iteration); physics runs on the CPU", choices=("cpu", "cuda"))
     threads: int | None = setting(None, "threads; null takes every core", low=1)
+    busy: int = setting(0, "then the iteration again beside so many processes that compute without end", low=0)
     save: bool = setting(False, "write the result to experiments/results/")
 
 
@@ -111,8 +113,26 @@ def iteration(settings: Settings, threads: int) -> Mapping[str, Any]:
     summary: dict[str, Any] = {name: _spread([r[name] for r in repeats]) for name in numbers}
     summary["floors"] = {name: _spread([r["floors"][name] for r in repeats]) for name in PLAYERS}
     summary["split"] = {name: _spread([r["split"][name] for r in repeats]) for name in SPLIT}
+    if settings.busy:
+        beside = [_beside_busy(learner, state, settings.busy) for _ in range(settings.repeats)]
+        recorder.rewind()
+        summary["beside_busy"] = _spread(beside)
+        summary["beside_busy_over_idle"] = _spread([b / summary["iteration"]["median"] for b in beside])
     _print_iteration(summary, repeats[0]["control_steps"])
     return {"repeats": repeats, "summary": summary}
+
+
+def _beside_busy(learner: MetaLearner, state: MetaState, count: int) -> float:
+    """Time one iteration while other processes keep a core each busy."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        started = time.perf_counter()
+        learner.iteration(state)
+        return time.perf_counter() - started
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def stepping(settings: Settings, threads: int) -> Mapping[str, Any]:
@@ -247,6 +267,9 @@ def _print_iteration(summary: Mapping[str, Any], control_steps: int) -> None:
         line(f"  seconds_{name}", spread, 3, "s")
     line("env steps per second", summary["env_steps_per_second"], 0, "/s")
     line("floor / iteration", summary["ratio"], 3, "")
+    if "beside_busy" in summary:
+        line("iteration beside busy processes", summary["beside_busy"], 3, "s")
+        line("  over the idle iteration", summary["beside_busy_over_idle"], 3, "")
 
 
 def _print_stepping(summary: Mapping[str, Any], fastest: str) -> None:

@@ -28,7 +28,7 @@ _WORTH_LENGTHENING, _MOST_LENGTHENING = 1.1, 4.0
 
 
 class _Candidate(NamedTuple):
-    step: Tensor
+    length: float
     after: Outcome
 
 
@@ -82,7 +82,8 @@ class TRPO:
     The line search accepts a candidate only if the loss decreases and the mean KL(old||new) over *all* query states is at
     most delta. A candidate that fails is shortened by beta (or to where its KL says the bound is, if that is shorter).
     One that passes well inside the bound is lengthened once, by the same rule: Fisher products on a part of the states
-    see too much curvature, because the noise of that part adds to J, so $s_0$ is too short. The better of the two counts.
+    see too much curvature, because the noise of that part adds to J, so $s_0$ is too short. The better of the two counts,
+    and the next step starts from $s_0$ times the factor that would have met the bound, so that one candidate usually does.
 
     A non-finite gradient, a curvature that is not positive or a line search without success reject the step: the
     parameters stay what they were, bit for bit.
@@ -109,8 +110,8 @@ class TRPO:
     needs_geometry: ClassVar[bool] = True
 
     def init(self, meta: Params) -> State:
-        """Return zero counters."""
-        return _no_rejections()
+        """Return zero counters, and 1 as the factor of the first candidate."""
+        return {**_no_rejections(), "length": torch.tensor(1.0, dtype=torch.float64)}
 
     def step(self, meta: Params, objective: Objective, state: State) -> Update:
         """Take one trust-region step, or none."""
@@ -143,24 +144,25 @@ class TRPO:
         if not (math.isfinite(curvature) and curvature > 0 and bool(torch.isfinite(x).all())):
             return self._reject(meta, state, metrics, clock, "the curvature is not positive")
 
-        step = math.sqrt(2 * self.max_kl / curvature) * x
+        full = math.sqrt(2 * self.max_kl / curvature) * x
+        length = float(state["length"])
         accepted: _Candidate | None = None
         tried = 0
         while tried < self.line_search_steps:
-            after = objective.value(unravel(ravel(meta) - step, meta))
+            after = objective.value(unravel(ravel(meta) - length * full, meta))
             tried += 1
             good = self._improves(before, after)
             if good and (accepted is None or after.loss < accepted.after.loss):
                 lengthened = accepted is not None
-                accepted = _Candidate(step, after)
+                accepted = _Candidate(length, after)
                 scale = 1.0 if lengthened else self._to_bound(after)
                 if scale < _WORTH_LENGTHENING:
                     break
-                step = scale * step
+                length *= scale
             elif accepted is not None:
                 break
             else:
-                step = min(self.line_search_shrink, self._to_bound(after)) * step
+                length *= min(self.line_search_shrink, self._to_bound(after))
         metrics["line_search_steps"] = float(tried)
         clock.lap("seconds_line_search")
         if accepted is None:
@@ -169,10 +171,12 @@ class TRPO:
             "kl": accepted.after.kl,
             "loss_change": accepted.after.loss - before.loss,
             "line_search_accepted": 1.0,
-            "step_norm": float(accepted.step.norm()),
+            "step_norm": accepted.length * float(full.norm()),
         }
         state, counters = _rejections(state, False, "")
-        return Update(unravel(ravel(meta) - accepted.step, meta), state, metrics | counters | clock.laps)
+        length = min(max(accepted.length * self._to_bound(accepted.after), 1 / _MOST_LENGTHENING), _MOST_LENGTHENING)
+        state |= {"length": torch.tensor(length, dtype=torch.float64)}
+        return Update(unravel(ravel(meta) - accepted.length * full, meta), state, metrics | counters | clock.laps)
 
     def _to_bound(self, after: Outcome) -> float:
         """Factor that would bring a step's KL, which grows with its square, just inside the bound; 1 where unknown."""
@@ -185,6 +189,7 @@ class TRPO:
 
     def _reject(self, meta: Params, state: State, metrics: Metrics, clock: _Clock, reason: str) -> Update:
         state, counters = _rejections(state, True, reason)
+        state |= {"length": torch.tensor(1.0, dtype=torch.float64)}
         return Update(meta, state, metrics | counters | clock.laps)
 
 

@@ -133,6 +133,21 @@ def test_trpo_lengthens_once_a_step_that_falls_short_of_the_bound(farther_is_bet
     assert metrics["step_norm"] == pytest.approx(lengths[farther_is_better], rel=1e-9)
 
 
+def test_trpo_remembers_how_long_a_step_meets_the_bound():
+    """The second step on a landscape with a quarter of the model's KL needs one candidate; a rejection forgets."""
+    meta, problem, _, _ = _quadratic_problem()
+    inner = problem.kl
+    problem.kl = lambda x: 0.25 * inner(x)
+    rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0)
+    _, state, first = rule.step(meta, problem, rule.init(meta))
+    updated, _, second = rule.step(meta, problem, state)
+    assert (first["line_search_steps"], second["line_search_steps"]) == (2.0, 1.0)
+    assert second["kl"] == pytest.approx(0.95 * 0.02, rel=1e-4)
+    assert second["step_norm"] == pytest.approx(float((ravel(updated) - ravel(meta)).norm()), rel=1e-6)
+    _, forgotten, _ = rule.step(*_broken("nan gradient"), state)
+    assert float(forgotten["length"]) == 1.0
+
+
 def _fuzzed(seed):
     """A landscape with a random bend and a random KL, and TRPO's step on it."""
     meta, problem, _, slope = _quadratic_problem(seed)
