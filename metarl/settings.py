@@ -79,7 +79,7 @@ def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> dict[str
     for name, value in values.items():
         if name not in known:
             options = [prefix + option for option in known]
-            raise SettingsError(f"Unknown setting '{prefix}{name}'. {nearest(prefix + name, options)}")
+            raise SettingsError(f"Unknown setting '{prefix}{name}'. {nearest(f'{prefix}{name}', options)}")
         checked[name] = _checked(prefix + name, value, types_[name], known[name].metadata)
     return checked
 

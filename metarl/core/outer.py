@@ -28,6 +28,7 @@ _WORTH_LENGTHENING, _MOST_LENGTHENING = 1.1, 4.0
 
 
 class _Candidate(NamedTuple):
+    meta: Params
     length: float
     after: Outcome
 
@@ -145,24 +146,7 @@ class TRPO:
             return self._reject(meta, state, metrics, clock, "the curvature is not positive")
 
         full = math.sqrt(2 * self.max_kl / curvature) * x
-        length = float(state["length"])
-        accepted: _Candidate | None = None
-        tried = 0
-        while tried < self.line_search_steps:
-            after = objective.value(unravel(ravel(meta) - length * full, meta))
-            tried += 1
-            good = self._improves(before, after)
-            if good and (accepted is None or after.loss < accepted.after.loss):
-                lengthened = accepted is not None
-                accepted = _Candidate(length, after)
-                scale = 1.0 if lengthened else self._to_bound(after)
-                if scale < _WORTH_LENGTHENING:
-                    break
-                length *= scale
-            elif accepted is not None:
-                break
-            else:
-                length *= min(self.line_search_shrink, self._to_bound(after))
+        accepted, tried = self._search(meta, objective, full, before, float(state["length"]))
         metrics["line_search_steps"] = float(tried)
         clock.lap("seconds_line_search")
         if accepted is None:
@@ -176,7 +160,27 @@ class TRPO:
         state, counters = _rejections(state, False, "")
         length = min(max(accepted.length * self._to_bound(accepted.after), 1 / _MOST_LENGTHENING), _MOST_LENGTHENING)
         state |= {"length": torch.tensor(length, dtype=torch.float64)}
-        return Update(unravel(ravel(meta) - accepted.length * full, meta), state, metrics | counters | clock.laps)
+        return Update(accepted.meta, state, metrics | counters | clock.laps)
+
+    def _search(
+        self, meta: Params, objective: Objective, full: Tensor, before: Outcome, length: float
+    ) -> tuple[_Candidate | None, int]:
+        """Return the accepted candidate along ``full``, if there is one, and how many were tried."""
+        accepted: _Candidate | None = None
+        for tried in range(1, self.line_search_steps + 1):
+            candidate = unravel(ravel(meta) - length * full, meta)
+            after = objective.value(candidate)
+            if self._improves(before, after) and (accepted is None or after.loss < accepted.after.loss):
+                scale = 1.0 if accepted is not None else self._to_bound(after)
+                accepted = _Candidate(candidate, length, after)
+                if scale < _WORTH_LENGTHENING:
+                    return accepted, tried
+                length *= scale
+            elif accepted is not None:
+                return accepted, tried
+            else:
+                length *= min(self.line_search_shrink, self._to_bound(after))
+        return accepted, self.line_search_steps
 
     def _to_bound(self, after: Outcome) -> float:
         """Factor that would bring a step's KL, which grows with its square, just inside the bound; 1 where unknown."""
