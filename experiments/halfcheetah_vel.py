@@ -23,6 +23,7 @@ from metarl.run.arguments import parse
 from metarl.settings import SettingsError, setting
 
 RESULTS = pathlib.Path("experiments/results/halfcheetah-vel")
+MARK = "<!-- results -->"
 RUNS = pathlib.Path("runs/halfcheetah-vel")
 MEMBERS: Mapping[str, Sequence[str]] = {
     "maml": ("inner_steps=1",),
@@ -81,6 +82,8 @@ def main() -> int:
     first, others = labels[0], ",".join(str(runs / label) for label in labels[1:])
     _python("metarl.evaluate", f"run={runs / first}", f"compare=[{others}]", *evaluation)
     summarise(runs, first, results)
+    if not settings.tiny:
+        update_readme(results)
     return 0
 
 
@@ -104,6 +107,15 @@ def summarise(runs: pathlib.Path, first: str, results: pathlib.Path) -> None:
     (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (results / "summary.md").write_text(_table(summary, curve), encoding="utf-8")
     print((results / "summary.md").read_text(encoding="utf-8"))
+
+
+def update_readme(results: pathlib.Path, readme: pathlib.Path = pathlib.Path("README.md")) -> None:
+    """Put the table between the README's result markers, so that no number there is typed by hand."""
+    head, _, rest = readme.read_text(encoding="utf-8").partition(MARK)
+    tail = rest.partition(MARK)[2]
+    table = (results / "summary.md").read_text(encoding="utf-8")
+    pictures = f"![adaptation curves]({results}/curve.png)\n\n![learning curves]({results}/learning.png)\n"
+    readme.write_text(f"{head}{MARK}\n\n{pictures}\n{table}\n{MARK}{tail}", encoding="utf-8")
 
 
 def _summary(curve: Mapping[str, Any], rows: Mapping[str, Any], runs: pathlib.Path) -> dict[str, Any]:

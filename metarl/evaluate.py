@@ -5,23 +5,27 @@ Adapts on held-out tasks and writes ``curve.json``, ``curve.csv`` and ``curve.pn
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
+import os
 import pathlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import metarl.run.arguments as arguments
-from metarl.families import FamilyError
+from metarl.families import EnvFault, FamilyError, RLSpec, Split, Tasks, make
+from metarl.run.command import guarded
 from metarl.settings import SettingsError, setting
+
+if TYPE_CHECKING:
+    from metarl.analysis.agent import Agent
+    from metarl.run.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-    """What ``python -m metarl.evaluate`` can be told."""
+    """Adapt on held-out tasks; write curve.json, curve.csv and curve.png under RUN/evaluation/."""
 
     run: str = setting("", "the run directory to evaluate")
     compare: tuple[str, ...] = setting((), "other runs to show in the same picture: [RUN2,RUN3]")
@@ -38,148 +42,176 @@ class EvaluateSettings:
     seed: int = setting(0, "of tasks and rollouts", low=0)
     device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
     video: bool = setting(False, "write an MP4 of one task before and after adapting instead")
-    task: int = setting(0, "which of the tasks the video shows", low=0)
+    task: int = setting(0, "which of the tasks the video shows, from 0", low=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the arguments, evaluate, write; return the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if arguments.wants_help(argv):
-            print(arguments.help_for(EvaluateSettings, "metarl.evaluate"))
-            return 0
-        settings = EvaluateSettings(**arguments.parse(argv, EvaluateSettings, paths={"run"}, path_lists={"compare"}))
-        if not settings.run:
-            raise SettingsError("run is missing: name a run directory, run=runs/NAME")
-        from metarl.run.directory import read_config
-
-        for path in (settings.run, *settings.compare):
-            read_config(pathlib.Path(path))
-        import torch
-
-        torch.set_num_threads(1)
-        if settings.video:
-            return _video(settings)
-        return _evaluate(settings, shlex.join(["python", "-m", "metarl.evaluate", *argv]))
-    except (SettingsError, FamilyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(words))
 
 
-def _evaluate(settings: EvaluateSettings, command: str) -> int:
-    from tqdm import tqdm
-
-    from metarl.analysis import plots
-    from metarl.analysis.agent import Agent, load
-    from metarl.learner import TEST, TRAIN, VALIDATION
-    from metarl.run.directory import EVALUATION, replace_text
-    from metarl.run.provenance import provenance
+def _main(argv: list[str]) -> int:
+    if arguments.wants_help(argv):
+        print(arguments.help_for(EvaluateSettings, "metarl.evaluate"))
+        return 0
+    given = arguments.parse([_listed(token) for token in argv], EvaluateSettings, paths={"run"}, path_lists={"compare"})
+    settings = EvaluateSettings(**given)
+    if not settings.run:
+        raise SettingsError("run is missing: name a run directory, run=runs/NAME")
+    from metarl.run.directory import read_config
 
     paths = [pathlib.Path(path) for path in (settings.run, *settings.compare)]
-    agents: dict[str, Agent] = {}
-    for path in paths:
-        name = path.resolve().name if path.resolve().name not in agents else str(path)
-        agents[name] = load(path, settings.checkpoint, settings.device)
-    main_agent = next(iter(agents.values()))
-    stream = {"train": TRAIN, "validation": VALIDATION, "test": TEST}[settings.split]
-    split: Any = settings.split
-    tasks = main_agent.learner.domain.sample_tasks(settings.tasks, split, (settings.seed, stream))
-    out = pathlib.Path(settings.run) / EVALUATION
+    configs = [read_config(path) for path in paths]
+    runs = dict(zip(_names(paths), paths, strict=True))
+    _check(settings, configs[0])
+    for name, config in zip(runs, configs, strict=True):
+        _refuse_other_problem(configs[0], config, name)
+    import torch
+
+    torch.set_num_threads(1)
+    if settings.video:
+        return _video(settings)
+    return _evaluate(settings, runs, shlex.join(["python", "-m", "metarl.evaluate", *argv]))
+
+
+def _listed(token: str) -> str:
+    """``inner_lr=0.05`` means ``inner_lr=[0.05]``: one number needs no brackets."""
+    key, _, text = token.partition("=")
+    lone = key in ("inner_lr", "rollouts") and text and not any(c in "[,]" for c in text)
+    return f"{key}=[{text}]" if lone else token
+
+
+def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Return the runs' names: the shortest ends of their paths that tell all of them apart."""
+    every = [path.resolve().parts for path in paths]
+    names = []
+    for path, parts in zip(paths, every, strict=True):
+        if every.count(parts) > 1:
+            raise SettingsError(f"{path} is named twice; name every run once")
+        length = next(n for n in range(1, len(parts) + 1) if sum(other[-n:] == parts[-n:] for other in every) == 1)
+        names.append(_text("/".join(parts[-length:])))
+    return names
+
+
+def _text(path: str | pathlib.Path) -> str:
+    """Return a path as text: it may hold bytes that are none, which pictures, tables and terminals refuse."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check(settings: EvaluateSettings, config: RunConfig) -> None:
+    """Refuse settings that would have no effect, or that this run cannot have, before anything is loaded."""
+    if settings.video:
+        unused = [name for name in ("compare", "rollouts", "tune") if getattr(settings, name)]
+        reason = "video=true shows one run before and after adapting"
+    else:
+        unused = ["task"] if settings.task else []
+        reason = "it says which task video=true shows; tasks= is their number"
+    if settings.tune and settings.inner_lr:
+        unused, reason = ["inner_lr"], "tune=true chooses the step sizes"
+    if unused:
+        raise SettingsError(f"{unused[0]}= has no effect here: {reason}")
+    if not isinstance(make(config.env, **config.env_settings).spec, RLSpec):
+        for name in ("episodes", "rollouts", "video"):
+            if getattr(settings, name):
+                raise SettingsError(f"{name}= belongs to reinforcement learning; {config.env} has labelled shots")
+
+
+def _refuse_other_problem(ours: RunConfig, theirs: RunConfig, name: str) -> None:
+    """Refuse to put runs on different problems into one picture."""
+    if ours.env != theirs.env:
+        raise SettingsError(
+            f"compare: {name} was trained on {theirs.env}, not on {ours.env}; compare runs of one family"
+        )
+    for key, value in ours.env_settings.items():
+        if key != "oracle" and theirs.env_settings.get(key) != value:
+            raise SettingsError(
+                f"compare: {name} has env.{key}={theirs.env_settings.get(key)}, the evaluated run has {value};"
+                " compare runs on the same tasks"
+            )
+
+
+def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], command: str) -> int:
+    from tqdm import tqdm
+
+    from metarl.analysis import report
+    from metarl.analysis.agent import load
+    from metarl.run.directory import EVALUATION
+    from metarl.run.provenance import provenance
+
+    agents = {name: load(path, settings.checkpoint, settings.device) for name, path in paths.items()}
+    first = next(iter(agents.values()))
+    tasks = _tasks(settings, first, settings.tasks)
     runs, notes = {}, {}
     for name, agent in tqdm(agents.items(), unit="run", disable=not sys.stderr.isatty()):
-        _same_problem(main_agent, agent, name)
-        runs[name], notes[name] = _curve(agent, tasks, settings, (settings.seed, stream, 1))
-    domain = main_agent.learner.domain
+        runs[name], notes[name] = _curve(name, agent, tasks, settings)
+    domain = first.learner.domain
     result = {
         "metric": domain.metric,
         "unit": domain.unit,
         "split": settings.split,
         "tasks": tasks.to_json(),
         "runs": runs,
+        "family": first.config.env,
+        "task_units": {p.name: p.unit for p in make(first.config.env, **first.config.env_settings).spec.parameters},
+        "higher_is_better": domain.higher_is_better,
         "notes": notes,
         "command": command,
         "settings": dataclasses.asdict(settings),
         "provenance": provenance(),
     }
-    flat = [name for name, agent in agents.items() if _is_oracle(agent)]
-    try:
-        out.mkdir(exist_ok=True)
-        replace_text(out / "curve.json", json.dumps(result, indent=1) + "\n")
-        _write_csv(out / "curve.csv", result)
-        plots.adaptation(result, out / "curve.png", flat)
-    except OSError as error:
-        raise SettingsError(
-            f"{out} cannot be written: {error.strerror}; free some space or change its rights"
-        ) from error
+    by = "rollouts" if settings.rollouts else "updates"
+    out = pathlib.Path(settings.run) / EVALUATION
+    report.write(result, out, by)
     for name, run in runs.items():
-        points = "  ".join(
-            f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]"
-            for count, mean, (low, high) in zip(
-                run["rollouts" if settings.rollouts else "updates"], run["mean"], run["ci95"], strict=True
-            )
-        )
-        print(f"{name}  {domain.metric} after {'rollouts' if settings.rollouts else 'updates'}  {points}")
-    print(f"written: {out}/curve.json, curve.csv, curve.png")
+        points = zip(run[by], run["mean"], run["ci95"], strict=True)
+        shown = "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
+        print(f"{name}  {domain.metric} after {by}  {shown}")
+    print(f"written: {_text(out)}/curve.json, curve.csv, curve.png")
     return 0
 
 
-def _curve(
-    agent: Any, tasks: Any, settings: EvaluateSettings, seed: tuple[int, ...]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _stream(settings: EvaluateSettings) -> tuple[int, int]:
+    """Return the seed of the evaluation's tasks and rollouts."""
+    from metarl.learner import TEST, TRAIN, VALIDATION
+
+    return settings.seed, {"train": TRAIN, "validation": VALIDATION, "test": TEST}[settings.split]
+
+
+def _tasks(settings: EvaluateSettings, agent: Agent, count: int) -> Tasks:
+    return agent.learner.domain.sample_tasks(count, cast(Split, settings.split), _stream(settings))
+
+
+def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluate one run; returns its entry of ``curve.json`` and how it was adapted."""
+    import numpy as np
+
     from metarl.analysis import curves
     from metarl.learner import VALIDATION
 
     learner = agent.learner if settings.episodes is None else curves.with_episodes(agent.learner, settings.episodes)
-    rates = settings.inner_lr
-    if _is_oracle(agent):
-        curve = curves.update_curve(learner, agent.meta, tasks, seed, 0)
-        return curve.to_json(), {"iteration": agent.iteration, "adapted": False}
-    if settings.tune:
-        held = learner.domain.sample_tasks(20, "validation", (settings.seed, VALIDATION))
-        rates = curves.tune_rates(
-            learner, agent.meta, held, (settings.seed, VALIDATION, 1), settings.steps, agent.config.run.inner_lr
-        )
-    if settings.rollouts:
-        curve = curves.rollout_curve(learner, agent.meta, tasks, seed, settings.rollouts, rates)
-    else:
-        curve = curves.update_curve(learner, agent.meta, tasks, seed, settings.steps, rates)
-    note = {
+    seed, rates, trained = (*_stream(settings), 1), settings.inner_lr, agent.config.run
+    note: dict[str, Any] = {
         "iteration": agent.iteration,
         "adapted": True,
-        "inner_lr": list(rates) or [agent.config.run.inner_lr],
-        "inner_lr_chosen_on_validation_tasks": settings.tune,
         "env": {"name": agent.config.env, **agent.config.env_settings},
     }
+    # an oracle observes its task, so it is shown without adapting
+    if agent.config.env_settings.get("oracle") and trained.inner_steps == 0:
+        return curves.update_curve(learner, agent.meta, tasks, seed, 0).to_json(), {**note, "adapted": False}
+    if settings.tune:
+        held = learner.domain.sample_tasks(20, "validation", (settings.seed, VALIDATION))
+        apart = (settings.seed, VALIDATION, 1)
+        rates = curves.tune_rates(learner, agent.meta, held, apart, settings.steps, trained.inner_lr)
+    if settings.rollouts:
+        counts = sorted(set(settings.rollouts))
+        curve = curves.rollout_curve(learner, agent.meta, tasks, seed, counts, rates)
+    else:
+        curve = curves.update_curve(learner, agent.meta, tasks, seed, settings.steps, rates)
+    if not np.isfinite(curve.values).all():
+        raise SettingsError(f"{name}: scores are not finite: adaptation diverged; lower inner_lr")
+    note |= {"inner_lr": list(rates) or [trained.inner_lr], "inner_lr_chosen_on_validation_tasks": settings.tune}
     return curve.to_json(), note
-
-
-def _is_oracle(agent: Any) -> bool:
-    """An oracle observes its task, so it is shown without adapting."""
-    return bool(agent.config.env_settings.get("oracle")) and agent.config.run.inner_steps == 0
-
-
-def _same_problem(main_agent: Any, other: Any, name: str) -> None:
-    """Refuse to put runs on different problems into one picture."""
-    ours, theirs = main_agent.config, other.config
-    if ours.env != theirs.env:
-        raise SettingsError(f"compare: {name} was trained on {theirs.env}, not on {ours.env}")
-    for key, value in ours.env_settings.items():
-        if key != "oracle" and theirs.env_settings.get(key) != value:
-            raise SettingsError(
-                f"compare: {name} has env.{key}={theirs.env_settings.get(key)}, the evaluated run has {value}"
-            )
-
-
-def _write_csv(path: pathlib.Path, result: Mapping[str, Any]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = list(result["tasks"][0])
-        writer.writerow(["run", "updates", "rollouts", "task", *names, result["metric"]])
-        for run, curve in result["runs"].items():
-            for updates, rollouts, values in zip(curve["updates"], curve["rollouts"], curve["values"], strict=True):
-                for index, (task, value) in enumerate(zip(result["tasks"], values, strict=True)):
-                    writer.writerow([run, updates, rollouts, index, *task.values(), value])
 
 
 def _video(settings: EvaluateSettings) -> int:
@@ -187,14 +219,21 @@ def _video(settings: EvaluateSettings) -> int:
 
     prepare_gl()
     from metarl.analysis.agent import load
-    from metarl.learner import TEST
+    from metarl.analysis.curves import with_episodes
+    from metarl.analysis.report import writing
     from metarl.run.directory import EVALUATION
 
     agent = load(settings.run, settings.checkpoint, settings.device)
-    split: Any = settings.split
-    tasks = agent.learner.domain.sample_tasks(max(settings.tasks, settings.task + 1), split, (settings.seed, TEST))
-    out = pathlib.Path(settings.run) / EVALUATION / f"task{settings.task}.mp4"
-    record(agent.learner, agent.meta, tasks.rows([settings.task]), settings.steps, out, settings.seed)
+    learner = agent.learner if settings.episodes is None else with_episodes(agent.learner, settings.episodes)
+    task = _tasks(settings, agent, settings.task + 1).rows([settings.task])
+    out = pathlib.Path(settings.run) / EVALUATION
+    seed, path = (*_stream(settings), 1), out / f"task{settings.task}.mp4"
+    try:
+        with writing(out):
+            before, after = record(learner, agent.meta, task, path, seed, settings.steps, settings.inner_lr)
+    except EnvFault as fault:
+        raise FamilyError(f"Family {agent.config.env} failed while it was filmed: {fault.reason}") from fault
+    print(f"video: {_text(path)}  (return {before:.1f} before, {after:.1f} after)")
     return 0
 
 

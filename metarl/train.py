@@ -11,43 +11,44 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from metarl.families import FamilyError
 from metarl.run import arguments
-from metarl.settings import SettingsError
+from metarl.run.command import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the arguments, compose the configuration, train; return the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if arguments.wants_help(argv):
-            print(arguments.help_text())
-            return 0
-        arguments.check(argv)
-        # a GPU's matrix library repeats its bits only with a workspace of fixed size, set before it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(words))
 
-        import torch
 
-        from metarl.run.checkpoint import CheckpointError
-        from metarl.run.compose import compose, expand
-        from metarl.run.trainer import train
+def _main(argv: list[str]) -> int:
+    if arguments.wants_help(argv):
+        print(arguments.help_text())
+        return 0
+    arguments.check(argv)
 
-        # the learner brings its own threads; torch's would wait for the physics' and the physics' for them
-        torch.set_num_threads(1)
-        command = shlex.join(["python", "-m", "metarl.train", *argv])
-        codes = []
-        for job in expand(argv):
-            codes.append(train(compose(job), command))
-            if codes[-1] > 128:
-                break
-        return max(codes)
-    except (SettingsError, FamilyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    from metarl.run.compose import compose, expand
+    from metarl.run.directory import check
+
+    configs = [compose(job) for job in expand(argv)]
+    for config in configs:
+        check(config)
+    # a GPU's matrix library repeats its bits only with a workspace of fixed size, set before it starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    import torch
+
+    from metarl.run.trainer import train
+
+    # the learner brings its own threads; torch's would wait for the physics' and the physics' for them
+    torch.set_num_threads(1)
+    command = shlex.join(["python", "-m", "metarl.train", *argv])
+    codes = []
+    for config in configs:
+        codes.append(train(config, command))
+        if codes[-1] > 128:
+            break
+    return max(codes)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ import gymnasium
 import numpy as np
 import torch
 
-from metarl.analysis.curves import Curve, with_episodes
+from metarl.analysis import environment
+from metarl.analysis.curves import Curve, parts, with_episodes
 from metarl.core.params import Params, expand
-from metarl.families import Tasks
+from metarl.domain import Domain
+from metarl.families import RLSpec, Tasks
 from metarl.learner import TEST, MetaLearner
 from metarl.rl.domain import RLDomain
 from metarl.rl.policy import GaussianPolicy
-from metarl.rl.rollouts import Rollouts, act
+from metarl.rl.rollouts import to_device
 from metarl.run.build import build_learner
 from metarl.run.checkpoint import CheckpointStore
 from metarl.run.config import RunConfig
@@ -35,15 +37,15 @@ class AdaptedPolicy:
     Attributes:
         policy: the network's form.
         params: parameters with a leading task dimension of 1.
-        low: smallest action.
-        high: largest action.
+        spec: sizes and action range of the family.
+        context: what an oracle sees of its task beside the observation, float32 (D,); empty otherwise.
         seed: of the noise of :meth:`act`.
     """
 
     policy: GaussianPolicy
     params: Params
-    low: float
-    high: float
+    spec: RLSpec
+    context: np.ndarray
     seed: int = 0
 
     def act(self, observation: np.ndarray, deterministic: bool = True) -> np.ndarray:
@@ -56,19 +58,26 @@ class AdaptedPolicy:
 
         Returns:
             float32 (A,) or (B, A), clipped to the legal range.
+
+        Raises:
+            ValueError: if the observation has another shape.
         """
         value = np.asarray(observation, dtype=np.float32)
-        device = self.params["log_std"].device
+        size = self.spec.observation_size
+        if value.ndim not in (1, 2) or value.shape[-1] != size:
+            raise ValueError(f"an observation has shape ({size},), a batch of them (B, {size}); got {value.shape}")
+        rows = np.atleast_2d(value)
+        seen = np.concatenate([rows, np.broadcast_to(self.context, (len(rows), len(self.context)))], axis=1)
         with torch.no_grad():
             mean, log_std = self.policy.distribution(
-                self.params, torch.tensor(np.atleast_2d(value), device=device)[None]
+                self.params, to_device(seen, self.params["log_std"].device).unsqueeze(0)
             )
         action = mean[0].cpu().numpy()
         if not deterministic:
             words = np.frombuffer(value.tobytes(), dtype=np.uint32)
             rng = np.random.default_rng([self.seed, *words.tolist()])
             action = action + np.exp(log_std[0].cpu().numpy()) * rng.standard_normal(action.shape, dtype=np.float32)
-        action = np.clip(action, self.low, self.high)
+        action = np.clip(action, self.spec.action_low, self.spec.action_high)
         return action[0] if value.ndim == 1 else action
 
 
@@ -95,51 +104,41 @@ class Agent:
 
         Args:
             task: a task of the run's family, ``{"velocity": 1.5}`` or one row of :class:`~metarl.families.Tasks`, or any
-                Gymnasium environment with the same observations and actions.
+                Gymnasium environment with the same observations and actions, whose episodes are cut at the family's
+                horizon.
             rollouts: episodes to learn from; one update for every ``episodes_per_task`` of them, at least one.
             seed: of resets and actions.
 
         Returns:
             The adapted policy, and the returns before each update and after the last (on fresh rollouts).
+
+        Raises:
+            SettingsError: if the run cannot adapt to this.
         """
         domain = self.learner.domain
         if not isinstance(domain, RLDomain):
             raise SettingsError("adapt() needs a reinforcement-learning run; this one learns from labelled shots")
         if rollouts < 1:
             raise SettingsError(f"rollouts={rollouts} is too small: it must be at least 1")
-        parts = [domain.episodes] * (rollouts // domain.episodes)
-        parts += [rollouts % domain.episodes] if rollouts % domain.episodes else []
-        params = expand(self.meta, 1)
-        scores, seen = [], []
-        for step, episodes in enumerate([*parts, domain.episodes]):
-            batch, score = self._collect(task, params, episodes, (seed, TEST, step))
-            scores.append(score)
-            seen.append(sum(parts[:step]))
-            if step < len(parts):
-                params = self.learner.adapt(params, batch)
         spec = domain.family.spec
-        policy = AdaptedPolicy(domain.policy, params, spec.action_low, spec.action_high, seed)
-        return policy, Curve(tuple(range(len(scores))), tuple(seen), np.array(scores)[:, None])
-
-    def _collect(
-        self,
-        task: Mapping[str, float] | Tasks | gymnasium.Env[Any, Any],
-        params: Params,
-        episodes: int,
-        seed: tuple[int, ...],
-    ) -> tuple[Any, float]:
-        learner = with_episodes(self.learner, episodes)
-        domain = learner.domain
-        assert isinstance(domain, RLDomain)
+        context = np.zeros(0, dtype=np.float32)
         if isinstance(task, gymnasium.Env):
-            rollouts = _gym_rollouts(task, domain, params, episodes, seed)
-            return domain.judge(rollouts), float(rollouts.returns.mean())
-        tasks = task if isinstance(task, Tasks) else Tasks.from_json([task])
-        names = tuple(parameter.name for parameter in domain.family.spec.parameters)
-        if tasks.names != names or len(tasks) != 1:
-            raise SettingsError(f"a task of {self.config.env} is one row of {', '.join(names)}; got {tasks.to_json()}")
-        sample = domain.collect(params, tasks, seed, "support")
-        return sample.data, float(sample.scores[0])
+            environment.check_spaces(task, spec)
+        else:
+            task = _one_task(task, spec, self.config.env)
+            bare = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
+            context = domain.observe(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
+        sizes = parts(rollouts, domain.episodes)
+        params, scores = expand(self.meta, 1), []
+        for step, episodes in enumerate([*sizes, domain.episodes]):
+            learner = with_episodes(self.learner, episodes)
+            batch, score = _collect(learner.domain, task, params, (seed, TEST, step))
+            scores.append(score)
+            if step < len(sizes):
+                params = learner.adapt(params, batch)
+        seen = tuple(sum(sizes[:step]) for step in range(len(scores)))
+        policy = AdaptedPolicy(domain.policy, params, spec, context, seed)
+        return policy, Curve(tuple(range(len(scores))), seen, np.array(scores)[:, None])
 
 
 def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "auto") -> Agent:
@@ -149,7 +148,12 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
         run: a directory made by ``python -m metarl.train``.
         checkpoint: ``"last"``, or ``"best"`` on the validation tasks.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        SettingsError: if there is no such run, or no such checkpoint.
     """
+    if checkpoint not in ("last", "best"):
+        raise SettingsError(f"checkpoint={checkpoint} is not one of last, best")
     path = pathlib.Path(run)
     config = read_config(path)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device))
@@ -163,39 +167,31 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
     return Agent(learner, state.meta, config, state.iteration)
 
 
-def _gym_rollouts(
-    env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, episodes: int, seed: tuple[int, ...]
-) -> Rollouts:
-    """Run episodes one after another in a Gymnasium environment, up to the family's horizon."""
-    spec, device = domain.family.spec, params["log_std"].device
-    spaces = (env.observation_space.shape, env.action_space.shape)
-    if spaces != ((spec.observation_size,), (spec.action_size,)):
-        raise SettingsError(
-            f"the environment has observations and actions of shapes {spaces[0]} and {spaces[1]}; this run needs"
-            f" ({spec.observation_size},) and ({spec.action_size},)"
-        )
-    out = Rollouts.empty(1, spec.horizon, episodes, (spec.observation_size, spec.action_size), device)
-    out.behaviour.log_std.copy_(domain.policy.clamped(params["log_std"]))
-    sequence = np.random.SeedSequence(list(seed))
-    noise = torch.tensor(
-        np.random.default_rng(sequence).standard_normal((spec.horizon, episodes, spec.action_size), dtype=np.float32),
-        device=device,
-    )
-    resets = sequence.generate_state(episodes)
-    with torch.no_grad():
-        for e in range(episodes):
-            observation, _ = env.reset(seed=int(resets[e]))
-            for t in range(spec.horizon):
-                seen = torch.tensor(np.asarray(observation, dtype=np.float32), device=device).view(1, 1, -1)
-                action, distribution = act(domain.policy, params, seen, noise[t, e].view(1, 1, -1))
-                command = np.clip(action[0, 0].cpu().numpy(), spec.action_low, spec.action_high)
-                observation, reward, terminated, truncated, _ = env.step(command)
-                out.observations[0, t, e], out.actions[0, t, e] = seen[0, 0], action[0, 0]
-                out.behaviour.mean[0, t, e] = distribution.mean[0, 0]
-                out.rewards[0, t, e], out.mask[0, t, e] = float(reward), 1.0
-                out.terminated[0, t, e] = bool(terminated)
-                out.truncated[0, t, e] = not terminated and (bool(truncated) or t + 1 == spec.horizon)
-                if terminated or truncated:
-                    break
-            out.final_observations[0, e] = torch.tensor(np.asarray(observation, dtype=np.float32), device=device)
-    return out
+def _one_task(task: Mapping[str, float] | Tasks, spec: RLSpec, env: str) -> Tasks:
+    """Return one row of the family's parameters, in the family's order."""
+    names = tuple(parameter.name for parameter in spec.parameters)
+    remedy = f"a task of {env} is one number for each of: {', '.join(names)}"
+    if not isinstance(task, Mapping | Tasks):
+        raise SettingsError(f"{type(task).__name__} is no task and no gymnasium.Env; {remedy}")
+    rows = task.to_json() if isinstance(task, Tasks) else [dict(task)]
+    if len(rows) != 1 or set(rows[0]) != set(names):
+        raise SettingsError(f"got {rows if len(rows) != 1 else rows[0]}; {remedy}")
+    try:
+        values = np.array([[rows[0][name] for name in names]], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"got {rows[0]}; {remedy}") from error
+    if not np.isfinite(values).all():
+        raise SettingsError(f"got {rows[0]}; {remedy}")
+    return Tasks(names, values)
+
+
+def _collect(
+    domain: Domain, task: Tasks | gymnasium.Env[Any, Any], params: Params, seed: tuple[int, ...]
+) -> tuple[Any, float]:
+    """Return a support set of the task and the mean return in it."""
+    if isinstance(task, Tasks):
+        sample = domain.collect(params, task, seed, "support")
+        return sample.data, float(sample.scores[0])
+    assert isinstance(domain, RLDomain)
+    own = environment.rollouts(task, domain, params, seed)
+    return domain.judge(own), float(own.returns.mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,9 @@ import numpy as np
 from scipy import stats
 
 from metarl.core.inner import GradientStep
-from metarl.core.params import Params, expand
+from metarl.core.params import Params, detach, expand
 from metarl.domain import Seed
-from metarl.families import Tasks
+from metarl.families import FamilyError, Tasks
 from metarl.learner import MetaLearner
 from metarl.rl.domain import RLDomain
 from metarl.settings import SettingsError
@@ -25,7 +26,8 @@ class Curve:
 
     Attributes:
         updates: inner updates before each point.
-        rollouts: episodes (shots, in few-shot learning) that each task has learned from before each point.
+        rollouts: episodes that each task has learned from before each point; in few-shot learning its support examples,
+            which all updates share.
         values: float64 (points, M).
     """
 
@@ -82,6 +84,40 @@ def with_episodes(learner: MetaLearner, episodes: int) -> MetaLearner:
     return dataclasses.replace(learner, domain=dataclasses.replace(learner.domain, episodes=episodes))
 
 
+def with_rates(learner: MetaLearner, steps: int, rates: Sequence[float]) -> list[MetaLearner]:
+    """Return the learner of each of ``steps`` updates: the last rate holds for all that follow, none keeps the learner's."""
+    return [with_rate(learner, rates[min(step, len(rates) - 1)]) if rates else learner for step in range(steps)]
+
+
+def parts(rollouts: int, episodes: int) -> list[int]:
+    """Return the episodes of each update that ``rollouts`` make: as many as in training, the rest in a last one.
+
+    >>> parts(45, 20)
+    [20, 20, 5]
+    """
+    return [episodes] * (rollouts // episodes) + [rollouts % episodes] * (rollouts % episodes > 0)
+
+
+def adapt(updates: Sequence[MetaLearner], meta: Params, tasks: Tasks, seed: Seed) -> tuple[Params, list[np.ndarray]]:
+    """Adapt to M tasks, one update a learner, on fresh data each.
+
+    Args:
+        updates: the learner of each update; they may differ in step size and episodes.
+        meta: meta-parameters.
+        tasks: M tasks.
+        seed: all randomness is a function of it.
+
+    Returns:
+        Parameters (M, ...), and the scores (M,) before each update.
+    """
+    params, scores = expand(detach(meta), len(tasks)), []
+    for step, learner in enumerate(updates):
+        sample = learner.domain.collect(params, tasks, (*seed, step), "support")
+        scores.append(sample.scores.double().numpy())
+        params = learner.adapt(params, sample.data)
+    return params, scores
+
+
 def update_curve(
     learner: MetaLearner, meta: Params, tasks: Tasks, seed: Seed, steps: int, rates: Sequence[float] = ()
 ) -> Curve:
@@ -95,17 +131,14 @@ def update_curve(
         steps: most updates K.
         rates: step size of each update, the last one for all that follow; empty keeps the learner's.
     """
-    params = expand(meta, len(tasks))
-    points = []
-    for step in range(steps):
-        sample = learner.domain.collect(params, tasks, (*seed, step), "support")
-        points.append(sample)
-        rule = with_rate(learner, rates[min(step, len(rates) - 1)]) if rates else learner
-        params = rule.adapt(params, sample.data)
-    points.append(learner.domain.collect(params, tasks, (*seed, steps), "query"))
-    each = _support_size(learner, points[0].data.num_samples)
-    values = np.stack([sample.scores.double().numpy() for sample in points])
-    return Curve(tuple(range(steps + 1)), tuple(k * each for k in range(steps + 1)), values)
+    params, scores = adapt(with_rates(learner, steps, rates), meta, tasks, seed)
+    last = learner.domain.collect(params, tasks, (*seed, steps), "query")
+    if isinstance(learner.domain, RLDomain):
+        seen = [k * learner.domain.episodes for k in range(steps + 1)]
+    else:  # every update sees the same support set
+        shots = learner.domain.collect(params, tasks, (*seed, steps), "support").data.num_samples
+        seen = [min(k, 1) * shots for k in range(steps + 1)]
+    return Curve(tuple(range(steps + 1)), tuple(seen), np.stack([*scores, last.scores.double().numpy()]))
 
 
 def rollout_curve(
@@ -113,24 +146,19 @@ def rollout_curve(
 ) -> Curve:
     """Score every task after it has learned from k rollouts.
 
-    One update uses up to ``episodes`` rollouts, the number of training; more rollouts make more updates. The score is that
-    of ``episodes`` fresh rollouts, which do not count.
+    One update uses up to ``episodes`` rollouts, the number of training; more rollouts make more updates (:func:`parts`).
+    The score is that of ``episodes`` fresh rollouts, which do not count.
     """
     if not isinstance(learner.domain, RLDomain):
         raise SettingsError("rollouts belong to reinforcement learning; this family has labelled shots")
-    episodes = learner.domain.episodes
     updates, values = [], []
     for count in rollouts:
-        parts = [episodes] * (count // episodes) + ([count % episodes] if count % episodes else [])
-        params = expand(meta, len(tasks))
-        for step, part in enumerate(parts):
-            rule = with_episodes(learner, part)
-            sample = rule.domain.collect(params, tasks, (*seed, step), "support")
-            rule = with_rate(rule, rates[min(step, len(rates) - 1)]) if rates else rule
-            params = rule.adapt(params, sample.data)
-        final = learner.domain.collect(params, tasks, (*seed, len(parts)), "query")
-        updates.append(len(parts))
-        values.append(final.scores.double().numpy())
+        sizes = parts(count, learner.domain.episodes)
+        rated = with_rates(learner, len(sizes), rates)
+        sized = [with_episodes(each, size) for each, size in zip(rated, sizes, strict=True)]
+        params, _ = adapt(sized, meta, tasks, seed)
+        updates.append(len(sizes))
+        values.append(learner.domain.collect(params, tasks, (*seed, len(sizes)), "query").scores.double().numpy())
     return Curve(tuple(updates), tuple(rollouts), np.stack(values))
 
 
@@ -140,22 +168,34 @@ def tune_rates(
     """Choose adaptation rates on (validation) tasks: the first update's, then the factor of all later ones.
 
     The first rate is the best of ``base`` times 0.03, 0.1, 0.3, 1 and 3 after one update, the later factor the best of 1,
-    0.5, 0.25 and 0.1 after ``steps``. (Finn et al. use 1 and 0.5, chosen by hand.)
+    0.5, 0.25 and 0.1 after ``steps``. (Finn et al. use 1 and 0.5, chosen by hand.) A rate with which adaptation diverges
+    is none of the best.
+
+    Raises:
+        SettingsError: if adaptation diverges with every rate, or the inner rule has no step size.
     """
-    better = max if learner.domain.higher_is_better else min
-    scores = {}
-    for factor in (0.03, 0.1, 0.3, 1.0, 3.0):
-        curve = update_curve(learner, meta, tasks, seed, 1, (base * factor,))
-        scores[base * factor] = float(curve.mean[-1])
-    first = better(scores, key=lambda rate: scores[rate])
+    firsts = [(base * factor,) for factor in (0.03, 0.1, 0.3, 1.0, 3.0)]
+    best = _best(learner, meta, tasks, seed, 1, firsts)
     if steps < 2:
-        return (first,)
-    later = {}
-    for factor in (1.0, 0.5, 0.25, 0.1):
-        curve = update_curve(learner, meta, tasks, seed, steps, (first, first * factor))
-        later[first * factor] = float(curve.mean[-1])
-    return first, better(later, key=lambda rate: later[rate])
+        return best
+    return _best(learner, meta, tasks, seed, steps, [(*best, best[0] * factor) for factor in (1.0, 0.5, 0.25, 0.1)])
 
 
-def _support_size(learner: MetaLearner, samples: int) -> int:
-    return learner.domain.episodes if isinstance(learner.domain, RLDomain) else samples
+def _best(
+    learner: MetaLearner, meta: Params, tasks: Tasks, seed: Seed, steps: int, candidates: Sequence[tuple[float, ...]]
+) -> tuple[float, ...]:
+    """Return the candidate rates with the best mean score after ``steps`` updates; among equals the first."""
+    sign = 1.0 if learner.domain.higher_is_better else -1.0
+    scores: dict[tuple[float, ...], float] = {}
+    for rates in candidates:
+        with_rates(learner, steps, rates)  # refused here if the rule has no step size: that is no divergence
+        try:
+            score = sign * float(update_curve(learner, meta, tasks, seed, steps, rates).mean[-1])
+        except (FamilyError, SettingsError):  # the policy's actions, and so perhaps the simulation, became infinite
+            continue
+        if math.isfinite(score):
+            scores[rates] = score
+    if not scores:
+        tried = ", ".join(f"{rates[-1]:.3g}" for rates in candidates)
+        raise SettingsError(f"tune=true: adaptation fails with each step size tried ({tried}); give inner_lr=")
+    return max(scores, key=lambda rates: scores[rates])

@@ -2,59 +2,61 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: a notebook's backend is not ours to choose
 
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
-
+# Okabe and Ito's colours, which colour-blind readers tell apart; the markers serve print in grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v")
 
 
-def adaptation(result: Mapping[str, Any], path: pathlib.Path, flat: Sequence[str] = ()) -> None:
+def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates") -> None:
     """Draw ``curve.json``: score against updates or rollouts, and each task's last score against its parameter.
 
     Args:
-        result: what ``curve.json`` holds.
+        result: what ``curve.json`` holds; runs whose note says that they are not adapted are drawn as a level.
         path: PNG or SVG to write.
-        flat: runs that do not adapt, drawn as a level.
+        by: ``"updates"`` or ``"rollouts"``, the horizontal axis; its points are drawn evenly spaced.
     """
-    by_rollouts = any(run["updates"] != list(range(len(run["updates"]))) for run in result["runs"].values())
-    names = list(result["tasks"][0]) if result["tasks"] else []
-    scatter = len(names) == 1
-    figure, axes = plt.subplots(1, 1 + scatter, figsize=(5.5 * (1 + scatter), 4.2), squeeze=False, layout="constrained")
-    left = axes[0, 0]
-    for colour, (name, run) in zip(_COLOURS * 9, result["runs"].items(), strict=False):
-        mean, ci = np.array(run["mean"]), np.array(run["ci95"])
+    runs, names = result["runs"], list(result["tasks"][0])
+    flat = {name for name, note in result.get("notes", {}).items() if not note["adapted"]}
+    counts = sorted({count for run in runs.values() for count in run[by]})
+    axes = _axes(1 + (len(names) == 1))
+    for index, ((name, run), (colour, marker)) in enumerate(zip(runs.items(), _styles(), strict=False)):
+        # side by side, so that intervals of the same point do not hide each other
+        shift = 0.05 * (index - (len(runs) - 1) / 2)
+        at = [counts.index(count) + shift for count in run[by]]
         if name in flat:
-            left.axhline(mean[0], color=colour, linestyle="--", label=f"{name} (not adapted)")
-            left.axhspan(*ci[0], color=colour, alpha=0.12, linewidth=0)
-        else:
-            x = np.array(run["rollouts"] if by_rollouts else run["updates"])
-            left.plot(x, mean, "o-", color=colour, label=name)
-            left.fill_between(x, ci[:, 0], ci[:, 1], color=colour, alpha=0.2, linewidth=0)
-        if scatter:
-            values = np.array(run["values"])[0 if name in flat else -1]
-            axes[0, 1].scatter([task[names[0]] for task in result["tasks"]], values, s=16, color=colour, label=name)
-    left.set_xlabel("rollouts that the task has seen" if by_rollouts else "inner updates")
-    left.set_ylabel(f"{result['metric']} ({result['unit']})" if result["unit"] else result["metric"])
-    left.set_title(f"{len(result['tasks'])} {result['split']} tasks, mean and 95 % interval", fontsize=10)
-    if not by_rollouts:
-        left.xaxis.get_major_locator().set_params(integer=True)
-    left.legend()
-    if scatter:
-        axes[0, 1].set_xlabel(names[0])
-        axes[0, 1].set_ylabel(f"{result['metric']} after the last update")
-        axes[0, 1].set_title("each task", fontsize=10)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+            at = [len(counts) - 1 + shift]
+            axes[0].axhline(run["mean"][0], color=colour, linestyle="--", linewidth=1.2)
+        below, above = np.abs(np.array(run["ci95"]).T - np.array(run["mean"]))
+        label, line = (f"{name} (not adapted)", "--") if name in flat else (name, "-")
+        label = f" {label}" if label.startswith("_") else label  # matplotlib leaves these out of a legend
+        bars = axes[0].errorbar(at, run["mean"], [below, above], capsize=3, elinewidth=1, label=label, color=colour)
+        bars[0].set(linestyle=line, marker=marker, markersize=5)
+        if len(axes) > 1:
+            values = [task[names[0]] for task in result["tasks"]]
+            axes[1].scatter(values, run["values"][-1], s=22, color=colour, marker=marker, alpha=0.75)
+    axes[0].set_xlabel("inner updates" if by == "updates" else "rollouts that the task has learned from")
+    axes[0].set_xticks(range(len(counts)), [str(count) for count in counts])
+    # a single point would be drawn on an axis of no width
+    axes[0].set_xlim(-0.4, len(counts) - 0.6)
+    better = "" if result.get("higher_is_better", True) else ", lower is better"
+    axes[0].set_ylabel(_labelled(result["metric"], result["unit"]) + better)
+    axes[0].set_title("mean and 95 % interval over tasks", fontsize=10)
+    if len(axes) > 1:
+        axes[1].set_xlabel(_labelled(names[0], result.get("task_units", {}).get(names[0], "")))
+        axes[1].set_ylabel(result["metric"] + better)
+        axes[1].set_title("each task, after the last update", fontsize=10)
+    family = result.get("family", "")
+    _save(axes, path, f"{family}: {len(result['tasks'])} {result['split']} tasks".removeprefix(": "))
 
 
 def learning(runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str, unit: str, path: pathlib.Path) -> None:
@@ -66,22 +68,45 @@ def learning(runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str, uni
         unit: its unit.
         path: PNG or SVG to write.
     """
-    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
-    for colour, (name, rows) in zip(_COLOURS * 9, runs.items(), strict=False):
+    axes = _axes(1)
+    for (name, rows), (colour, _) in zip(runs.items(), _styles(), strict=False):
         steps = [row["env_steps"] / 1e6 for row in rows]
-        axis.plot(
-            steps, _smooth([row[f"post_{metric}"] for row in rows]), color=colour, label=f"{name}, after adapting"
-        )
-        before = [row[f"pre_{metric}"] for row in rows]
-        if before != [row[f"post_{metric}"] for row in rows]:
-            axis.plot(steps, _smooth(before), ":", color=colour, label=f"{name}, before")
-    axis.set_xlabel("environment steps of training (millions)")
-    axis.set_ylabel(f"{metric} ({unit})" if unit else metric)
-    axis.set_title("training tasks, mean of 10 iterations", fontsize=10)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        before, after = ([row[f"{stage}_{metric}"] for row in rows] for stage in ("pre", "post"))
+        adapts = before != after
+        axes[0].plot(steps, _smooth(after), color=colour, label=f"{name}, after adapting" if adapts else name)
+        if adapts:
+            axes[0].plot(steps, _smooth(before), ":", color=colour, label=f"{name}, before")
+    axes[0].set_xlabel("environment steps of training (millions)")
+    axes[0].set_ylabel(_labelled(metric, unit))
+    _save(axes, path, "training tasks, mean of 10 iterations")
+
+
+def _axes(count: int) -> list[Axes]:
+    figure = Figure(figsize=(5.5 * count, 4.4), layout="constrained")
+    return list(figure.subplots(1, count, squeeze=False).flat)
+
+
+def _styles() -> Iterator[tuple[str, str]]:
+    """Colours and markers in step, in all 30 combinations, again and again."""
+    return zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False)
+
+
+def _labelled(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
+
+
+def _save(axes: Sequence[Axes], path: pathlib.Path, title: str) -> None:
+    """Write the figure with its title above and the legend below, where it covers no data."""
+    figure = axes[0].get_figure()
+    assert isinstance(figure, Figure)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    # a run's name is text, whatever characters it has
+    with mpl.rc_context({"text.parse_math": False}):
+        figure.suptitle(title, fontsize=11)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(axes)), fontsize=9)
+        figure.savefig(path, dpi=130)
 
 
 def _smooth(values: Sequence[float], width: int = 10) -> list[float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import sys
+import warnings
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import imageio.v2 as imageio
@@ -12,9 +15,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from metarl.analysis.curves import adapt, with_rates
 from metarl.core.params import Params, expand
-from metarl.families import EnvBatch, Step, Tasks
-from metarl.learner import TEST, MetaLearner
+from metarl.domain import Seed
+from metarl.families import Step, Tasks
+from metarl.learner import MetaLearner
 from metarl.rl.domain import RLDomain
 from metarl.rl.rollouts import to_device
 from metarl.settings import SettingsError
@@ -45,44 +50,81 @@ def prepare_gl() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def record(learner: MetaLearner, meta: Params, task: Tasks, steps: int, path: pathlib.Path, seed: int) -> pathlib.Path:
+def record(
+    learner: MetaLearner,
+    meta: Params,
+    task: Tasks,
+    path: pathlib.Path,
+    seed: Seed,
+    steps: int,
+    rates: Sequence[float] = (),
+) -> tuple[float, float]:
     """Write an MP4 of one episode before and one after ``steps`` inner updates, with the noise-free policy.
 
     Args:
         learner: brings family, policy and inner rule.
         meta: meta-parameters.
         task: one row.
-        steps: inner updates.
         path: file to write.
-        seed: of the adaptation's rollouts and of the episode's start.
+        seed: of the adaptation's rollouts; its first word is that of the episodes' start.
+        steps: inner updates.
+        rates: step size of each update, the last one for all that follow; empty keeps the learner's.
+
+    Returns:
+        The two episodes' returns.
 
     Raises:
         SettingsError: if the family cannot be drawn or this machine cannot draw.
+        OSError: if the file cannot be written.
     """
     domain = learner.domain
     if not isinstance(domain, RLDomain):
-        raise SettingsError("video=true needs a reinforcement-learning run")
-    env = domain.family.batch(1, 1)
-    if not isinstance(env, Renderable):
-        raise SettingsError(f"video=true: the family {type(domain.family).__name__} cannot be drawn (no render method)")
-    adapted = learner.explore(meta, task, (seed, TEST), steps).params
-    named = ", ".join(f"{name} {value:.2f}" for name, value in task.to_json()[0].items())
-    before, left = _episode(domain, expand(meta, 1), task, env, seed, f"before adapting   task: {named}")
-    after, right = _episode(
-        domain, adapted, task, env, seed, f"after {steps} update{'s' * (steps != 1)}   task: {named}"
-    )
+        raise SettingsError("video=true needs a reinforcement-learning run; this one learns from labelled shots")
+    env = _opened(domain, task)
+    adapted, _ = adapt(with_rates(learner, steps, rates), meta, task, seed)
+    stages = {"before adapting": expand(meta, 1), f"after {steps} update{'s' * (steps != 1)}": adapted}
+    films, returns = [], []
+    for title, params in stages.items():
+        frames, total = _episode(domain, params, task, env, seed[0], title)
+        films.append(frames)
+        returns.append(total)
     path.parent.mkdir(parents=True, exist_ok=True)
     fps = round(1 / domain.family.spec.control_step) if domain.family.spec.control_step else 20
-    frames: list[Any] = [np.concatenate([a, b], axis=1) for a, b in zip(before, after, strict=False)]
-    imageio.mimwrite(path, frames, fps=fps, macro_block_size=16)
-    print(f"video: {path}  (return {left:.1f} before, {right:.1f} after)")
-    return path
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    try:
+        imageio.mimwrite(temporary, _beside(films), fps=fps, macro_block_size=16)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return returns[0], returns[1]
+
+
+def _opened(domain: RLDomain, task: Tasks) -> Renderable:
+    """Make one simulation and draw it once, so that a machine that cannot draw is found out first."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # GL libraries warn before they fail
+            env = domain.family.batch(1, 1)
+            if isinstance(env, Renderable):
+                env.reset(task, np.zeros(1, dtype=np.uint32))
+                env.render(0, *SIZE)
+                return env
+    except Exception as error:  # GL libraries fail in their own ways; none of them is a reason to crash
+        chosen = os.environ.get("MUJOCO_GL", "")
+        remedy = (
+            "install EGL (Debian: libegl1 libgl1-mesa-dri)"
+            if chosen in ("", "egl")
+            else f"MUJOCO_GL={chosen} does not work here: try MUJOCO_GL=egl"
+        )
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingsError(f"video=true: this machine cannot draw ({reason}); {remedy}") from error
+    raise SettingsError(f"video=true: the family {type(domain.family).__name__} cannot be drawn (no render method)")
 
 
 def _episode(
-    domain: RLDomain, params: Params, task: Tasks, env: EnvBatch, seed: int, title: str
+    domain: RLDomain, params: Params, task: Tasks, env: Renderable, seed: int, title: str
 ) -> tuple[list[np.ndarray], float]:
-    assert isinstance(env, Renderable)
+    """Return the frames of one episode, one a control step, and its return."""
+    named = ", ".join(f"{name} {value:.2f}" for name, value in task.to_json()[0].items())
     observation, total, frames = env.reset(task, np.array([seed])), 0.0, []
     for _ in range(domain.family.spec.horizon):
         seen = domain.observe(to_device(observation, params["log_std"].device)[None], task)
@@ -90,20 +132,17 @@ def _episode(
             action = domain.policy.distribution(params, seen).mean[0].cpu().numpy()
         observation, reward, terminated, truncated = env.step(action)
         total += float(reward[0])
-        frames.append(_captioned(_drawn(env), f"{title}   return {total:.0f}"))
+        frames.append(_captioned(env.render(0, *SIZE), f"{title}   task: {named}   return {total:.0f}"))
         if terminated[0] or truncated[0]:
             break
     return frames, total
 
 
-def _drawn(env: Renderable) -> np.ndarray:
-    try:
-        return env.render(0, *SIZE)
-    except Exception as error:  # GL libraries fail in their own ways; none of them is a reason to crash
-        raise SettingsError(
-            f"video=true: this machine cannot draw ({type(error).__name__}: {error}); install EGL (Debian: libegl1"
-            " libgl1-mesa-dri) or set MUJOCO_GL=osmesa"
-        ) from error
+def _beside(films: Sequence[Sequence[np.ndarray]]) -> list[Any]:
+    """Put films side by side; one that ends early stands still."""
+    longest = max(len(film) for film in films)
+    held = [list(itertools.islice(itertools.chain(film, itertools.repeat(film[-1])), longest)) for film in films]
+    return [np.concatenate(frames, axis=1) for frames in zip(*held, strict=True)]
 
 
 def _captioned(frame: np.ndarray, text: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Checkpoints that survive ``kill -9``, power cuts and flipped bits, and the lock that keeps a run to one writer.
+"""Checkpoints that survive ``kill -9``, power cuts and flipped bits.
 
 A checkpoint is a directory with ``tensors.safetensors``, ``state.json`` and ``manifest.json``; the manifest holds size
 and SHA-256 of the other two, the order of the tensors and a checksum of itself. In ``RUN/checkpoints``::
@@ -14,24 +14,20 @@ deleted: under a final name there is never half a checkpoint. Importing this mod
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from metarl.run import disk
 from metarl.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -69,7 +65,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run: any number of readers, one writer (see :class:`RunLock`).
+    """The checkpoints of one run: any number of readers, one writer (see :class:`metarl.run.lock.RunLock`).
 
     Args:
         directory: usually ``RUN/checkpoints``; made by the first save.
@@ -110,18 +106,18 @@ class CheckpointStore:
         try:
             if not self.directory.is_dir():
                 self.directory.mkdir(parents=True)
-                _fsync(self.directory.parent)
+                disk.fsync_directory(self.directory.parent)
             self._finish_replacements()
             pending = [path for path in targets if not _holds(path, files)]
             for path in pending:
-                _write(_temporary(path), files)
+                disk.write_directory(disk.temporary(path), files)
             for path in targets:
                 if path in pending:
-                    _publish(path)
+                    disk.publish(path)
                 if path != target:
                     # a higher one may be there, too: of a future that was lost with damaged steps
                     self._remove(other for other in self._paths(best=True) if other != path)
-            _fault("before_prune")
+            disk.fault("before_prune")
             self._prune(target)
         except OSError as error:
             needed = len(targets) * sum(map(len, files.values()))
@@ -131,7 +127,7 @@ class CheckpointStore:
             ) from error
         finally:
             for path in targets:
-                shutil.rmtree(_temporary(path), ignore_errors=True)
+                shutil.rmtree(disk.temporary(path), ignore_errors=True)
         return target
 
     def latest(self) -> Checkpoint | None:
@@ -202,7 +198,7 @@ class CheckpointStore:
         for path in [*self._paths(best=False), *self._paths(best=True)]:
             if path.suffix == ".next":
                 if _looks_intact(path):
-                    _replace(path)
+                    disk.finish_replacing(path)
                 else:
                     self._remove([path])
 
@@ -216,69 +212,9 @@ class CheckpointStore:
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
             try:
-                _remove(path)
+                disk.remove(path)
             except OSError as error:  # not worth stopping a run
                 warnings.warn(f"Cannot remove old checkpoint {path}: {error.strerror}", RuntimeWarning, stacklevel=4)
-
-
-class RunLock:
-    """Context manager that lets one process at a time write a run; the kernel frees it however the process ends.
-
-    Args:
-        file: the lock, ``RUN/.lock``; RUN must exist.
-
-    Raises:
-        SettingsError: on entering, if another process holds the lock or it cannot be made.
-    """
-
-    # Locks that are open. A forked child inherits them, and would keep the run locked when its parent is killed.
-    _held: ClassVar[set[int]] = set()
-
-    def __init__(self, file: Path) -> None:
-        self.file = Path(file)
-        self._handle = -1
-
-    def __enter__(self) -> RunLock:
-        try:
-            self._handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise SettingsError(f"Cannot lock {self.file.parent}: {error.strerror}; choose another run_dir") from error
-        self._held.add(self._handle)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            pid, _, host = os.pread(self._handle, 300, 0).decode(errors="replace").strip().partition(" ")
-            holder = f" (pid {pid} on host {host})" if pid else ""
-            self._close()
-            raise SettingsError(
-                f"Another process{holder} is writing {self.file.parent}; stop it or choose another run_dir"
-            ) from error
-        except OSError as error:  # some cluster file systems have no locks
-            text = f"{self.file.parent} cannot be locked ({error.strerror}); let one process at a time write it"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, it only has no name
-            os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # The file stays: were it removed, a process that has it open already could lock what nobody else sees.
-        self._close()
-
-    def _close(self) -> None:
-        if self._handle in self._held:
-            self._held.remove(self._handle)
-            os.close(self._handle)
-
-
-def _forget_locks() -> None:
-    while RunLock._held:
-        os.close(RunLock._held.pop())
-
-
-os.register_at_fork(after_in_child=_forget_locks)
 
 
 # ---- the format
@@ -385,6 +321,15 @@ def _holds(path: Path, files: Mapping[str, bytes]) -> bool:
         return False
 
 
+def _read(path: Path, limit: int | None = None) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise _Damage(f"{path} is not a regular file")
+    if limit is not None and status.st_size > limit:
+        raise _Damage(f"{path} has {status.st_size} bytes, more than {limit}")
+    return path.read_bytes()
+
+
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, allow_nan=False, indent=1).encode() + b"\n"
 
@@ -395,91 +340,3 @@ def _sha256(data: bytes) -> str:
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-# ---- files and directories; all of these raise OSError
-
-
-def _read(path: Path, limit: int | None = None) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise _Damage(f"{path} is not a regular file")
-    if limit is not None and status.st_size > limit:
-        raise _Damage(f"{path} has {status.st_size} bytes, more than {limit}")
-    return path.read_bytes()
-
-
-def _write(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write a directory and wait until it is on disk."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    for name, data in files.items():
-        with open(directory / name, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if name == TENSORS:
-            _fault("after_tensors")
-    _fault("after_files")
-    _fsync(directory)
-
-
-def _publish(path: Path) -> None:
-    """Give a complete temporary directory its final name."""
-    _fault("before_rename")
-    if path.exists():  # a directory cannot be renamed onto one that is not empty
-        successor = path.with_name(path.name + ".next")
-        os.rename(_temporary(path), successor)
-        _fsync(path.parent)
-        _replace(successor)
-    else:
-        os.rename(_temporary(path), path)
-        _fsync(path.parent)
-    _fault("after_rename")
-
-
-def _replace(successor: Path) -> None:
-    """Put ``00000123.next`` in the place of ``00000123``; one of them is complete at any moment."""
-    path = successor.with_suffix("")
-    _fault("while_replacing")
-    if path.exists():
-        _remove(path)
-    _fault("while_replacing")
-    os.rename(successor, path)
-    _fsync(path.parent)
-
-
-def _remove(path: Path) -> None:
-    """Take the name away, then delete."""
-    trash = _temporary(path.with_name(f"removed-{path.name}"))
-    shutil.rmtree(trash, ignore_errors=True)
-    os.rename(path, trash)
-    shutil.rmtree(trash)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".tmp-{path.name}-{os.getpid()}")
-
-
-def _fsync(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot
-            raise
-    finally:
-        os.close(handle)
-
-
-_passages: collections.Counter[str] = collections.Counter()
-
-
-def _fault(point: str) -> None:
-    # Tests die here: METARL_FAULT=after_rename:2 ends the process at the second passage of that point.
-    wanted, _, count = os.environ.get("METARL_FAULT", "").partition(":")
-    if wanted == point:
-        _passages[point] += 1
-        if _passages[point] == int(count or 1):
-            os._exit(9)

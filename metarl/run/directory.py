@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pathlib
-from typing import Any
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from metarl.run.config import RunConfig, difference, from_yaml, to_yaml
+from metarl.run.disk import replace_file
+from metarl.run.lock import RunLock
 from metarl.settings import SettingsError
 
 CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, EVALUATION, LOCK = (
@@ -19,41 +24,102 @@ CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, EVALUATION, LOCK = (
     ".lock",
 )
 
+# Where runs go that have no run_dir.
+_RUNS = pathlib.Path("runs")
+
 # A resumed run may differ in these: where it runs, how far, how often it says so.
 _FREE = ("run.device", "run.threads")
 _GROWS = "run.iterations"
 _IGNORED = ("run.run_dir", "run.resume")
 
 
-def prepare(config: RunConfig) -> tuple[pathlib.Path, list[str]]:
-    """Find or make the run's directory.
+class Place(NamedTuple):
+    """Where a run is written.
+
+    Attributes:
+        path: its directory.
+        made: the directories that were made for it, deepest first.
+        warnings: about settings that differ from the run's so far.
+    """
+
+    path: pathlib.Path
+    made: list[pathlib.Path]
+    warnings: list[str]
+
+
+def check(config: RunConfig) -> list[str]:
+    """Refuse a directory that a run cannot have, as far as that can be told without writing; torch is not needed.
 
     Returns:
-        The directory, and warnings about settings that differ from the run's so far.
+        Warnings about settings that differ from the run's so far.
 
     Raises:
-        SettingsError: if the directory belongs to something else, to a run with other settings, or cannot be written.
+        SettingsError: if the directory belongs to something else, to a run with other settings, or cannot be written,
+            or if ``init_from`` is no run.
     """
     run = config.run
+    if run.init_from is not None:
+        read_config(pathlib.Path(run.init_from))
     if run.run_dir is None:
         if run.resume == "auto":
             raise SettingsError("resume=auto needs run_dir: name the run to continue, run_dir=runs/NAME")
-        return _fresh(config), []
+        _refuse_unwritable(_RUNS)
+        return []
     path = pathlib.Path(run.run_dir)
-    if not path.exists():
-        return _made(path), []
-    if not path.is_dir():
-        raise SettingsError(f"run_dir={path} is a file; choose another name")
-    content = [name for name in _listed(path) if name != LOCK]
-    if not content:
-        return _made(path), []
+    _refuse_unwritable(path)
+    if not [name for name in _listed(path) if name != LOCK]:
+        return []
     if not (path / CONFIG).exists():
         raise SettingsError(f"run_dir={path} holds files of something else (no {CONFIG}); choose another directory")
     if run.resume != "auto":
         raise SettingsError(
             f"run_dir={path} holds a run already; continue it with resume=auto, or choose another directory"
         )
-    return path, _compatible(path, config)
+    return _compatible(path, config)
+
+
+def prepare(config: RunConfig) -> Place:
+    """Find or make the run's directory, after the same refusals as :func:`check`."""
+    warnings = check(config)
+    if config.run.run_dir is None:
+        return _fresh(config)
+    path = pathlib.Path(config.run.run_dir)
+    missing = _missing(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"run_dir={path} cannot be made: {error.strerror}; choose another directory") from error
+    return Place(path, missing, warnings)
+
+
+@contextlib.contextmanager
+def held(place: Place) -> Iterator[None]:
+    """Hold the run's lock. Of a new run that fails before its first row nothing stays behind."""
+    try:
+        with RunLock(place.path / LOCK):
+            new = not (place.path / CONFIG).exists()
+            try:
+                yield
+            except BaseException:
+                if new and not _has_rows(place.path):
+                    _clear(place)
+                raise
+    finally:
+        with contextlib.suppress(OSError):  # what holds something stays
+            for directory in place.made:
+                directory.rmdir()
+
+
+@contextlib.contextmanager
+def writing(what: pathlib.Path) -> Iterator[None]:
+    """Turn a full disk or a missing right into one line that names ``what``."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"{what} cannot be written: {error.strerror or error}; make room or allow writing there,"
+            " then continue with resume=auto"
+        ) from error
 
 
 def read_config(path: pathlib.Path) -> RunConfig:
@@ -80,12 +146,7 @@ def write_config(path: pathlib.Path, config: RunConfig) -> None:
 
 def replace_text(path: pathlib.Path, text: str) -> None:
     """Write a file so that a reader, or a killed writer, sees the old or the new content and nothing between."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, text.encode())
 
 
 def _compatible(path: pathlib.Path, config: RunConfig) -> list[str]:
@@ -119,32 +180,55 @@ def _value(config: RunConfig, key: str) -> Any:
     return source.get(name) if source is not None else getattr(config.run, name)
 
 
-def _fresh(config: RunConfig) -> pathlib.Path:
-    parent = pathlib.Path("runs")
+def _fresh(config: RunConfig) -> Place:
     for number in itertools.count(1):
-        path = parent / f"{config.env}-{config.algo}-s{config.run.seed}-{number:03d}"
+        path = _RUNS / f"{config.env}-{config.algo}-s{config.run.seed}-{number:03d}"
+        missing = _missing(path)
         try:
             path.mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError as error:
             raise SettingsError(f"{path} cannot be made: {error.strerror}; name another place with run_dir=") from error
-        return path
+        return Place(path, missing, [])
     raise AssertionError("unreachable")
+
+
+def _missing(path: pathlib.Path) -> list[pathlib.Path]:
+    """Return the directories that making ``path`` makes, deepest first."""
+    return [place for place in (path, *path.parents) if not os.path.exists(place)]
+
+
+def _refuse_unwritable(path: pathlib.Path) -> None:
+    missing = _missing(path)
+    nearest = missing[-1].parent if missing else path
+    if not nearest.is_dir():
+        raise SettingsError(f"run_dir={path}: {nearest} is a file; choose another name")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SettingsError(f"run_dir={path}: {nearest} cannot be written; choose another directory")
 
 
 def _listed(path: pathlib.Path) -> list[str]:
     try:
         return os.listdir(path)
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise SettingsError(f"run_dir={path} cannot be read: {error.strerror}; choose another directory") from error
 
 
-def _made(path: pathlib.Path) -> pathlib.Path:
+def _has_rows(path: pathlib.Path) -> bool:
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"run_dir={path} cannot be made: {error.strerror}; choose another directory") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise SettingsError(f"run_dir={path} cannot be written; choose another directory")
-    return path
+        return b"\n" in (path / METRICS).read_bytes()
+    except OSError:
+        return False
+
+
+def _clear(place: Place) -> None:
+    """Remove a run's files; the lock as well, unless the directory was there before and others may wait for it."""
+    for entry in list(place.path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != LOCK or place.path in place.made:
+            with contextlib.suppress(OSError):
+                entry.unlink()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from metarl.run import metrics as definitions
+from metarl.run.directory import writing
+from metarl.settings import SettingsError
 
 
 class MetricsFile:
@@ -22,21 +27,26 @@ class MetricsFile:
     """
 
     def __init__(self, path: pathlib.Path, iterations: int) -> None:
-        kept = _rows(path, iterations) if path.exists() else b""
-        with path.open("r+b" if path.exists() else "w+b") as file:
-            file.truncate(len(kept))
-        self._file = path.open("ab")
+        self._path = path
+        with writing(path):
+            kept = _rows(path, iterations) if path.exists() else b""
+            with path.open("ab") as file:
+                file.truncate(len(kept))
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append one row; it is on the disk when this returns."""
+        """Append one row; it is on the disk when this returns, or nothing of it is where the disk is full."""
         clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        self._file.write(json.dumps(clean, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        line = json.dumps(clean, allow_nan=False).encode() + b"\n"
+        with writing(self._path):
+            size = self._path.stat().st_size
+            try:
+                with self._path.open("ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self._path, size)
+                raise
 
 
 def _rows(path: pathlib.Path, iterations: int) -> bytes:
@@ -58,20 +68,54 @@ class Board:
     """
 
     def __init__(self, directory: pathlib.Path, purge_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import RecordWriter
+        from torch.utils.tensorboard.writer import Event, SessionLog  # type: ignore[attr-defined]
 
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step or None)
+        # TensorBoard's own SummaryWriter writes from a thread, where a full disk ends in a traceback and a kill loses
+        # what is queued.
+        self._directory = directory
+        self._event: Any = Event
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        with writing(directory):
+            directory.mkdir(exist_ok=True)
+            self._records: Any = RecordWriter((directory / name).open("xb"))
+            self._add(Event(file_version="brain.Event:2", step=purge_step))
+            if purge_step:
+                self._add(Event(session_log=SessionLog(status=SessionLog.START), step=purge_step))
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Draw one row."""
-        for name, value in row.items():
-            tag = definitions.tag(name)
-            if tag:
-                self._writer.add_scalar(tag, value, int(row["env_steps"]))
+        """Draw one row; it is in the file when this returns."""
+        from torch.utils.tensorboard.summary import scalar
+
+        with writing(self._directory):
+            for name, value in row.items():
+                tag = definitions.tag(name)
+                if tag:
+                    summary = scalar(tag, value)  # type: ignore[no-untyped-call]
+                    self._add(self._event(summary=summary, step=int(row["env_steps"])))
+            self._records.flush()
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        with writing(self._directory):
+            self._records.close()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+
+def say(text: str) -> None:
+    """Print a line at once; a closed or full standard output is the user's to correct."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what is left in the buffer would fail again when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SettingsError(
+            f"standard output cannot be written: {error.strerror or error}; send it elsewhere, then continue with"
+            " resume=auto"
+        ) from error
 
 
 class Progress(Protocol):
@@ -132,7 +176,7 @@ class Lines:
         done = int(row["iteration"]) + 1
         left = round((self._total - done) * sum(self._seconds) / len(self._seconds))
         clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        print(f"iteration {done}/{self._total}  {_summary(row, self._metric)}  {clock} left", flush=True)
+        say(f"iteration {done}/{self._total}  {_summary(row, self._metric)}  {clock} left")
 
     def close(self) -> None:
         """Nothing is open."""

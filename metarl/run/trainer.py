@@ -19,10 +19,10 @@ import torch
 
 from metarl.learner import VALIDATION, MetaLearner, MetaState
 from metarl.run.build import build_learner
-from metarl.run.checkpoint import Checkpoint, CheckpointStore, RunLock
+from metarl.run.checkpoint import Checkpoint, CheckpointStore
 from metarl.run.config import RunConfig
-from metarl.run.directory import CHECKPOINTS, LOCK, METRICS, TENSORBOARD, prepare, read_config, write_config
-from metarl.run.log import Board, MetricsFile, progress
+from metarl.run.directory import CHECKPOINTS, METRICS, TENSORBOARD, held, prepare, read_config, write_config, writing
+from metarl.run.log import Board, MetricsFile, progress, say
 from metarl.run.provenance import record_session
 from metarl.settings import SettingsError
 
@@ -50,27 +50,29 @@ def train(config: RunConfig, command: str) -> int:
     """
     learner = build_learner(config)
     start = _warm_started(learner, config)
-    path, warnings = prepare(config)
-    print(f"run_dir: {path}", flush=True)
+    place = prepare(config)
+    path = place.path
     quoted = shlex.quote(f"run_dir={path}")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    with RunLock(path / LOCK):
+    with held(place):
+        say(f"run_dir: {path}")
+        for warning in place.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         store = CheckpointStore(path / CHECKPOINTS)
         store.clean()
         saved = store.latest()
         state, best = restored(saved, learner) if saved else (start, None)
         if state.iteration >= config.run.iterations:
-            print(f"complete: all {config.run.iterations} iterations are done")
+            say(f"complete: all {config.run.iterations} iterations are done")
             return 0
-        write_config(path, config)
-        record_session(path, command, config, learner, state.iteration)
+        with writing(path):
+            write_config(path, config)
+            record_session(path, command, config, learner, state.iteration)
         with _Stop() as stop:
             _loop(learner, state, best, config, path, store, stop)
         if stop.signal:
-            print(f"stopped by {signal.Signals(stop.signal).name}; continue with {quoted} resume=auto")
+            say(f"stopped by {signal.Signals(stop.signal).name}; continue with {quoted} resume=auto")
             return 128 + stop.signal
-    print(f"complete: now run  python -m metarl.evaluate {shlex.quote(f'run={path}')}")
+    say(f"complete: now run  python -m metarl.evaluate {shlex.quote(f'run={path}')}")
     return 0
 
 
@@ -84,8 +86,8 @@ def _loop(
     stop: _Stop,
 ) -> None:
     run = config.run
+    file = MetricsFile(path / METRICS, state.iteration)
     with (
-        contextlib.closing(MetricsFile(path / METRICS, state.iteration)) as file,
         contextlib.closing(Board(path / TENSORBOARD, state.env_steps)) as board,
         contextlib.closing(progress(run.iterations, state.iteration, learner.domain.metric)) as shown,
     ):

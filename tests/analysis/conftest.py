@@ -1,0 +1,86 @@
+"""Tiny runs, trained once for all tests of the evaluation side."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import types
+
+import pytest
+
+from metarl import evaluate, train
+
+CHEETAH = (
+    "env=halfcheetah-vel",
+    "env.horizon=10",
+    "meta_batch_size=3",
+    "episodes_per_task=3",
+    "hidden_sizes=[8]",
+    "threads=1",
+    "eval_tasks=2",
+)
+RUNS = {
+    # validated at every iteration: the best is the second of three; the others never are
+    "maml": (*CHEETAH, "iterations=3", "eval_every=1", "seed=1"),
+    "pretrained": (*CHEETAH, "iterations=2", "inner_steps=0"),
+    "oracle": (*CHEETAH, "iterations=2", "inner_steps=0", "env.oracle=true"),
+    "longer": (*CHEETAH, "iterations=2", "env.horizon=11"),
+    "sinusoid": ("env=sinusoid", "iterations=30", "hidden_sizes=[8]", "threads=1"),
+}
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> dict[str, pathlib.Path]:
+    """Run directories by name; no test writes into them but below ``evaluation``."""
+    parent = tmp_path_factory.mktemp("runs")
+    for name, settings in RUNS.items():
+        settings = dict(word.split("=", 1) for word in settings)  # a later one wins
+        words = [f"{key}={value}" for key, value in settings.items()]
+        assert train.main([*words, f"run_dir={parent / name}"]) == 0
+    return {name: parent / name for name in RUNS}
+
+
+@pytest.fixture
+def evaluated():
+    """Evaluate in this process; return ``curve.json`` as it was read back."""
+
+    def run(path, *words):
+        assert evaluate.main([f"run={path}", *words]) == 0
+        return json.loads((path / "evaluation" / "curve.json").read_text(encoding="utf-8"))
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Evaluate with something wrong: exit code 2 and one line, which is returned."""
+
+    def run(*words):
+        capsys.readouterr()
+        assert evaluate.main(list(words)) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        (line,) = shown.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+@pytest.fixture
+def by_hand():
+    """One task's parameters after one gradient step, from autograd alone."""
+    import torch
+
+    def step(domain, params, data, task, lr):
+        leaves = {name: value[task : task + 1].clone().requires_grad_() for name, value in params.items()}
+        loss = domain.inner_loss(leaves, data.rows(slice(task, task + 1)))
+        (loss,) = loss
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return {name: value.detach() - lr * g for (name, value), g in zip(leaves.items(), gradients, strict=True)}
+
+    def all_tasks(domain, params, data, lr):
+        each = [step(domain, params, data, task, lr) for task in range(data.num_tasks)]
+        return {name: torch.cat([one[name] for one in each]) for name in params}
+
+    return types.SimpleNamespace(step=all_tasks)
