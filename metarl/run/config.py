@@ -204,13 +204,15 @@ def from_yaml(text: str) -> RunConfig:
         settings = plain.get(group)
         if not (isinstance(settings, dict) and isinstance(settings.get("name"), str)):
             raise SettingsError(f"not a run's configuration: no '{group}' with a 'name'")
-        names[group] = settings.pop("name")
+        names[group] = settings["name"]
+        plain[group] = {str(key): value for key, value in settings.items() if key != "name"}
     defaults: Tree = {
         "env": _defaults(families.lookup(names["env"]), "env."),
         "algo": _defaults(algorithms.lookup(names["algo"]), "algo."),
     }
     groups = {group: {**defaults[group], **plain[group]} for group in ("env", "algo")}
-    return finish(names["env"], names["algo"], {**plain, **groups})
+    run = {str(key): value for key, value in plain.items()}
+    return finish(names["env"], names["algo"], {**run, **groups})
 
 
 def difference(old: RunConfig, new: RunConfig) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import pathlib
-import types
 
 import pytest
+import torch
 
 from metarl import evaluate, train
 
@@ -69,18 +69,15 @@ def refused(capsys):
 
 @pytest.fixture
 def by_hand():
-    """One task's parameters after one gradient step, from autograd alone."""
-    import torch
+    """One gradient step of every task by itself: ``by_hand(domain, params (M, ...), data, lr)``."""
 
-    def step(domain, params, data, task, lr):
-        leaves = {name: value[task : task + 1].clone().requires_grad_() for name, value in params.items()}
-        loss = domain.inner_loss(leaves, data.rows(slice(task, task + 1)))
-        (loss,) = loss
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        return {name: value.detach() - lr * g for (name, value), g in zip(leaves.items(), gradients, strict=True)}
+    def step(domain, params, data, lr):
+        stepped = []
+        for task in range(data.num_tasks):
+            own = {name: value[task : task + 1].clone().requires_grad_() for name, value in params.items()}
+            (loss,) = domain.inner_loss(own, data.rows(slice(task, task + 1)))
+            gradients = torch.autograd.grad(loss, list(own.values()))
+            stepped.append([value.detach() - lr * g for value, g in zip(own.values(), gradients, strict=True)])
+        return {name: torch.cat(values) for name, values in zip(params, zip(*stepped, strict=True), strict=True)}
 
-    def all_tasks(domain, params, data, lr):
-        each = [step(domain, params, data, task, lr) for task in range(data.num_tasks)]
-        return {name: torch.cat([one[name] for one in each]) for name in params}
-
-    return types.SimpleNamespace(step=all_tasks)
+    return step

@@ -12,7 +12,7 @@ from scipy import stats
 
 import metarl
 from metarl.analysis import curves
-from metarl.core import GradientStep, SGD, Workers
+from metarl.core import SGD, GradientStep, Workers
 from metarl.core.adapt import Terms
 from metarl.domain import Sample
 from metarl.families import FamilyError, Tasks
@@ -53,7 +53,7 @@ def test_update_curve_is_the_slow_loop(maml, by_hand, rates):
     for step, lr in enumerate([0.4, 0.05, 0.05] if rates else [0.1] * 3):
         rollouts, _ = domain.rollout(params, tasks, (*SEED, step))
         expected.append(rollouts.rewards.double().sum(1).mean(1).numpy())
-        params = by_hand.step(domain, params, domain.judge(rollouts), lr)
+        params = by_hand(domain, params, domain.judge(rollouts), lr)
     expected.append(domain.rollout(params, tasks, (*SEED, 3))[0].rewards.double().sum(1).mean(1).numpy())
     np.testing.assert_allclose(curve.values, expected, rtol=1e-4, atol=1e-4)
     assert curve.updates == (0, 1, 2, 3)
@@ -72,7 +72,7 @@ def test_rollout_curve_is_the_slow_loop(maml, by_hand):
             part = dataclasses.replace(domain, episodes=min(left, 3))
             data = part.collect(params, tasks, (*SEED, step), "support").data
             assert data.num_samples == min(left, 3) * 10
-            params = by_hand.step(part, params, data, 0.4 if step == 0 else 0.2)
+            params = by_hand(part, params, data, 0.4 if step == 0 else 0.2)
             left, step = left - min(left, 3), step + 1
         expected = domain.rollout(params, tasks, (*SEED, step))[0].returns.mean(1)
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
@@ -88,7 +88,7 @@ def test_rollout_curve_meets_update_curve(maml):
     np.testing.assert_array_equal(by_rollouts.values, by_updates.values)
 
 
-@pytest.mark.parametrize(("rollouts", "episodes"), itertools.product((0, 1, 2, 3, 7, 40), (1, 3, 20)))
+@pytest.mark.parametrize(("rollouts", "episodes"), list(itertools.product((0, 1, 2, 3, 7, 40), (1, 3, 20))))
 def test_parts_cover_the_rollouts(rollouts, episodes):
     """An empty last update, a lost remainder, or an update of more episodes than training has."""
     sizes = curves.parts(rollouts, episodes)
@@ -120,7 +120,7 @@ def test_shots_are_seen_once(sinusoid, by_hand):
     for lr, values in zip((0.02, 0.01, None), curve.values, strict=True):
         error = learner.domain.net(params, query.inputs) - query.targets
         np.testing.assert_allclose(values, error.square().mean((1, 2)), rtol=1e-5)
-        params = by_hand.step(learner.domain, params, support, lr) if lr else params
+        params = by_hand(learner.domain, params, support, lr) if lr else params
 
 
 @dataclasses.dataclass(frozen=True)

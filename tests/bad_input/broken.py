@@ -1,7 +1,8 @@
-"""A third party's family that works until the environment variable BROKEN asks for a fault.
+"""A third party's families that work until the environment variable BROKEN asks for a fault.
 
 ``BROKEN=step_raises:3`` raises in the steps of the third reset and of all later ones, ``BROKEN=reset_raises`` from the
-first on. As a program, ``python tests/bad_input/broken.py env=broken ...`` is ``python -m metarl.train`` with the family known.
+first on. As a program, ``python tests/bad_input/broken.py env=broken ...`` is ``python -m metarl.train`` with the families
+known.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.families import RLSpec, Step, TaskParameter, Tasks, register_family, split_uniform
+from metarl.families import RLSpec, Shots, ShotSpec, Step, TaskParameter, Tasks, register_family, split_uniform
 from metarl.settings import setting
 
 
@@ -76,6 +77,33 @@ class Points:
         return observations[:-1] if self.fault == "wrong_shape" else observations
 
 
+@dataclasses.dataclass(frozen=True)
+class BrokenShots:
+    """Straight lines through the origin; the task is the slope."""
+
+    recommended: ClassVar[Mapping[str, Any]] = {"algo": "maml-adam"}
+
+    @property
+    def spec(self):
+        return ShotSpec((TaskParameter("slope", 0.0, 1.0, ""),), (1,), 1, "mse", "mse", "")
+
+    def sample_tasks(self, num_tasks, split, seed):
+        _raise_if("sample_tasks_raises")
+        return Tasks(("slope",), split_uniform(num_tasks, split, seed))
+
+    def draw(self, tasks, seeds):
+        _raise_if("draw_raises")
+        inputs = np.stack([np.random.default_rng(int(seed)).standard_normal((6, 1)) for seed in seeds])
+        targets = inputs * tasks["slope"][:, None, None]
+        if _fault() == "nan_target":
+            targets[1, 0] = np.nan
+        if _fault() == "wrong_inputs":
+            inputs = inputs[..., 0]
+        inputs, targets = inputs.astype(np.float32), targets.astype(np.float32)
+        both = Shots(inputs[:, :3], targets[:, :3]), Shots(inputs[:, 3:], targets[:, 3:])
+        return both[0] if _fault() == "no_query" else both
+
+
 def _fault(resets=sys.maxsize):
     name, _, first = os.environ.get("BROKEN", "").partition(":")
     return name if resets >= int(first or 1) else ""
@@ -90,4 +118,5 @@ if __name__ == "__main__":
     from metarl.train import main
 
     register_family("broken")(Broken)
+    register_family("broken-shots")(BrokenShots)
     sys.exit(main(sys.argv[1:]))

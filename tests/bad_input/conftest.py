@@ -42,20 +42,23 @@ class Outcome(NamedTuple):
 
 
 def _loaded():
-    """The broken family's class. Its module must be known by name, because settings look up their types there."""
+    """The broken families' module. It must be known by name, because settings look up their types there."""
     spec = importlib.util.spec_from_file_location("broken_family", BROKEN)
     module = sys.modules["broken_family"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Broken
+    return module
 
 
 @pytest.fixture(autouse=True)
 def _family(monkeypatch):
-    """The broken family is known, and torch's threads are afterwards what they were before."""
-    monkeypatch.setitem(families._registered, "broken", _loaded())
-    threads = torch.get_num_threads()
+    """The broken families are known. Torch's threads and the environment are afterwards what they were before."""
+    monkeypatch.setitem(families._registered, "broken", _loaded().Broken)
+    monkeypatch.setitem(families._registered, "broken-shots", _loaded().BrokenShots)
+    threads, environment = torch.get_num_threads(), dict(os.environ)
     yield
     torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +142,7 @@ def trained(tmp_path_factory, point):
     """Three iterations of the broken family while it works."""
     path = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setitem(families._registered, "broken", _loaded())
+        patch.setitem(families._registered, "broken", _loaded().Broken)
         assert train.main([*point(), f"run_dir={path}"]) == 0
     return path
 

@@ -32,6 +32,26 @@ def test_a_family_that_never_worked_leaves_nothing(run, monkeypatch, tmp_path, p
     assert not list(tmp_path.iterdir())
 
 
+SHOT_FAULTS = {
+    "sample_tasks_raises": ("failed drawing 2 train tasks: ZeroDivisionError: out of oil", "broken.py:"),
+    "draw_raises": ("failed drawing examples of 2 tasks: ZeroDivisionError: out of oil", "broken.py:"),
+    "no_query": ("support inputs have shape (3, 1)",),
+    "nan_target": ("support targets of task {'slope': ", "are not finite"),
+    "wrong_inputs": ("support inputs have shape (2, 3)",),
+}
+
+
+@pytest.mark.parametrize("fault", SHOT_FAULTS)
+def test_a_family_of_labelled_shots_that_never_worked(run, monkeypatch, tmp_path, point, fault):
+    """Catches a loss that is NaN for thousands of iterations because one label was."""
+    words = point("env=broken-shots", "run_dir=run")
+    monkeypatch.setenv("BROKEN", fault)
+    run(train, *words).refused("Family BrokenShots", *SHOT_FAULTS[fault])
+    assert not list(tmp_path.iterdir())
+    monkeypatch.delenv("BROKEN")
+    assert run(train, *words).code == 0
+
+
 def test_an_empty_directory_of_the_users_stays(run, monkeypatch, tmp_path, point):
     """It is not ours to remove. The lock stays in it, since others may wait for that, and is in nobody's way."""
     (tmp_path / "mine").mkdir()

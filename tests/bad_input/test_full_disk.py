@@ -20,7 +20,6 @@ def test_in_a_checkpoint(run, user, tmp_path, rows, point):
     done = user(BROKEN, *words, limit=3000)
     done.refused("Cannot write checkpoint run/checkpoints/00000001", "File too large", "make room")
     assert len(rows(tmp_path / "run")) == 1
-    assert not [name for name in os.listdir("run") if name == "checkpoints" and not os.listdir("run/checkpoints")]
     assert run(train, *words, "resume=auto").code == 0
     assert [row["iteration"] for row in rows(tmp_path / "run")] == [0, 1, 2]
 

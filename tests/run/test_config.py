@@ -90,8 +90,7 @@ def _refusal(argv: list[str]) -> str:
     with pytest.raises(SettingsError) as caught:
         arguments.check(argv)
     with pytest.raises(SettingsError) as again:
-        for job in expand(argv):
-            compose(job)
+        [compose(job) for job in expand(argv)]
     message = str(caught.value)
     assert message == str(again.value)
     assert len(message.splitlines()) == 1
@@ -544,9 +543,12 @@ def test_yaml_of_an_older_version() -> None:
         "env: {name: [1]}\nalgo: {name: b}",
         "a: [",
         "\x00",
-    ]
-    + ["env: {name: toy}\nalgo: {name: maml-adam}\nseeds: 1", "env: {name: toy, size: x}\nalgo: {name: maml-adam}"]
-    + ["env: {name: nope}\nalgo: {name: maml-adam}", "env: {name: toy}\nalgo: {name: maml-adam}\n1: 2"],
+        "env: {name: toy}\nalgo: {name: maml-adam}\nseeds: 1",
+        "env: {name: toy, size: x}\nalgo: {name: maml-adam}",
+        "env: {name: nope}\nalgo: {name: maml-adam}",
+        "env: {name: toy}\nalgo: {name: maml-adam}\n1: 2",
+        "env: {name: toy, 1: 2}\nalgo: {name: maml-adam}",
+    ],
 )
 def test_other_yaml_is_refused(text: str) -> None:
     """Catches a damaged or foreign file that ends in a traceback or, worse, in defaults."""
