@@ -99,6 +99,7 @@ class LocomotionBatch:
         model = load_model(body.xml)
         self._batch = Batch(model, nsim=num_envs, nthread=threads)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._counts = self._batch.warning[:, :, 1]
         self._control_step = float(model.opt.timestep) * body.frame_skip
         self._low, self._high = model.actuator_ctrlrange.T.copy()
         self._tasks = Tasks((), np.zeros((num_envs, 0)))
@@ -126,7 +127,7 @@ class LocomotionBatch:
         self._ctrl[:] = actions
         self._batch.step(nstep=self._body.frame_skip)
         self._elapsed += 1
-        if self._batch.warning[:, _FATAL, 1].any():
+        if self._counts.any() and self._batch.warning[:, _FATAL, 1].any():
             broken = np.flatnonzero(self._batch.warning[:, _FATAL, 1].any(axis=1))
             raise EnvFault("MuJoCo's state became infinite or not a number, and it reset the body", broken)
         rewards = self._reward(self._tasks, before, self._qpos[:, 0], actions, self._control_step)

@@ -11,7 +11,7 @@ import torch
 from metarl.core.params import Params
 from metarl.families import FamilyError, RLSpec
 from metarl.rl.domain import RLDomain
-from metarl.rl.rollouts import Rollouts, act, to_device
+from metarl.rl.rollouts import Rollouts, actor, to_device
 from metarl.settings import SettingsError
 
 
@@ -48,16 +48,17 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
     shape = (spec.horizon, episodes, spec.action_size)
     noise = to_device(np.random.default_rng(actions).standard_normal(shape, dtype=np.float32), device)
     with torch.no_grad():
+        act = actor(domain.policy, params)
         for e in range(episodes):
             observation = _finite(env.reset(seed=int(seeds[e]))[0], "observation")
             for t in range(spec.horizon):
                 seen = to_device(observation, device).view(1, 1, -1)
-                action, distribution = act(domain.policy, params, seen, noise[t, e].view(1, 1, -1))
+                action, mean = act(seen, noise[t, e].view(1, 1, -1))
                 command = np.clip(action[0, 0].cpu().numpy(), spec.action_low, spec.action_high)
                 value, reward, terminated, truncated, _ = env.step(command)
                 observation = _finite(value, "observation")
                 out.observations[0, t, e], out.actions[0, t, e] = seen[0, 0], action[0, 0]
-                out.behaviour.mean[0, t, e] = distribution.mean[0, 0]
+                out.behaviour.mean[0, t, e] = mean[0, 0]
                 out.rewards[0, t, e], out.mask[0, t, e] = float(_finite(reward, "reward")), 1.0
                 out.terminated[0, t, e] = bool(terminated)
                 out.truncated[0, t, e] = not terminated and (bool(truncated) or t + 1 == spec.horizon)

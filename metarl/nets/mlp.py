@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metarl.core.params import Params
-
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+from metarl.nets.activations import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class MLP:
 
     def __post_init__(self) -> None:
         """Check the activation's name."""
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got '{self.activation}'")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got '{self.activation}'")
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh parameters."""
@@ -51,7 +49,7 @@ class MLP:
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
         """Map inputs (M, N, in) to outputs (M, N, out)."""
-        activate = _ACTIVATIONS[self.activation]
+        activate = ACTIVATIONS[self.activation]
         x = inputs
         last = len(self.sizes) - 2
         for layer in range(last + 1):

@@ -19,7 +19,7 @@ from metarl.rl import baseline, returns
 from metarl.rl import policy as gaussian
 from metarl.rl.losses import Batch, PolicyLoss, PolicyQuery
 from metarl.rl.policy import Gaussian, GaussianPolicy
-from metarl.rl.rollouts import Rollouts, act, to_device
+from metarl.rl.rollouts import Rollouts, actor, to_device
 from metarl.rl.simulations import Simulations
 
 
@@ -198,13 +198,14 @@ class RLDomain:
         with torch.no_grad():
             if key not in self._batches:
                 self._batches[key] = simulations.make(threads)
+            act = actor(self.policy, params)
             observations = simulations.start(self._batches[key], seeds)
             for t in range(spec.horizon):
                 seen = self.observe(to_device(observations, device).view(count, episodes, -1), tasks)
-                actions, distribution = act(self.policy, params, seen, noise_MTEA[:, t])
+                actions, mean = act(seen, noise_MTEA[:, t])
                 out.observations[cut, t] = seen
                 out.actions[cut, t] = actions
-                out.behaviour.mean[cut, t] = distribution.mean
+                out.behaviour.mean[cut, t] = mean
                 observations = simulations.step(actions.view(count * episodes, -1).cpu().numpy())
                 if not simulations.alive.any():
                     break

@@ -48,8 +48,11 @@ class GaussianPolicy:
 
     def distribution(self, params: Params, observations: Tensor) -> Gaussian:
         """Return the action distribution at observations (M, N, O)."""
-        weights = {name: value for name, value in params.items() if name != "log_std"}
-        return Gaussian(self.net(weights, observations), self.clamped(params["log_std"]))
+        return Gaussian(self.net(self.weights(params), observations), self.clamped(params["log_std"]))
+
+    def weights(self, params: Params) -> Params:
+        """Return the parameters of the mean network."""
+        return {name: value for name, value in params.items() if name != "log_std"}
 
     def clamped(self, log_std: Tensor) -> Tensor:
         """Return the log standard deviation that acts."""

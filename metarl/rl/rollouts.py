@@ -5,6 +5,7 @@ Shapes: M tasks, E episodes of each, T steps; B = M*E simulations, task-major.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,16 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.tensor(array, device=device)
 
 
-def act(policy: GaussianPolicy, params: Params, observations: Tensor, noise: Tensor) -> tuple[Tensor, Gaussian]:
-    """Draw actions (M, E, A) with standard normal noise (M, E, A)."""
-    distribution = policy.distribution(params, observations)
-    return distribution.mean + torch.exp(distribution.log_std).unsqueeze(1) * noise, distribution
+def actor(policy: GaussianPolicy, params: Params) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return a function of observations (M, E, O) and standard normal noise (M, E, A) to actions and means (M, E, A).
+
+    What does not change from step to step is worked out once, because physics waits at every step.
+    """
+    weights = policy.weights(params)
+    std = torch.exp(policy.clamped(params["log_std"])).unsqueeze(1)
+
+    def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean = policy.net(weights, observations)
+        return torch.addcmul(mean, std, noise), mean
+
+    return act

@@ -105,6 +105,10 @@ def test_adapting_is_gradient_steps_by_hand(maml, by_hand):
         params = by_hand(domain, params, domain.judge(rollouts), 0.1)
     for name, value in params.items():
         torch.testing.assert_close(policy.params[name], value, rtol=1e-4, atol=1e-5)
+    # the last score is that of as many fresh rollouts as in training, however few made the last update
+    fresh, _ = maml.learner.domain.rollout(policy.params, tasks, (4, 2, 2))
+    assert fresh.rewards.shape[2] == 3
+    assert float(fresh.rewards.sum(1).mean()) == pytest.approx(curve.values[2, 0], rel=1e-5)
 
 
 def test_a_gymnasium_environment_is_the_same_task(maml):

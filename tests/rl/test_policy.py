@@ -15,7 +15,7 @@ from metarl.rl import GaussianPolicy, PolicyLoss, PolicyQuery
 from metarl.rl import policy as gaussian
 from metarl.rl.losses import Batch
 from metarl.rl.policy import Gaussian
-from metarl.rl.rollouts import act
+from metarl.rl.rollouts import actor
 
 M, N, A = 3, 5, 4
 
@@ -72,10 +72,10 @@ def test_actions_are_mean_plus_std_times_noise():
     policy = GaussianPolicy(MLP((2, A)), A)
     params = {"0.weight": _draw(M, 2, A), "0.bias": _draw(M, A, seed=1), "log_std": 0.5 * _draw(M, A, seed=2)}
     observations, noise = _draw(M, N, 2, seed=3), _draw(M, N, A, seed=4)
-    actions, distribution = act(policy, params, observations, noise)
+    actions, means = actor(policy, params)(observations, noise)
     for m in range(M):
         mean = observations[m] @ params["0.weight"][m] + params["0.bias"][m]
-        torch.testing.assert_close(distribution.mean[m], mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(means[m], mean, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(actions[m], mean + params["log_std"][m].exp() * noise[m], rtol=1e-12, atol=1e-12)
 
 

@@ -1,0 +1,146 @@
+"""What the README shows is what happens: its commands, its snippets, its tables and its outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+
+from metarl import algorithms, evaluate, families, train
+from metarl.core.params import ravel
+from metarl.run import arguments, metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+# in blocks, after && and between backticks in the text; a comment or a second command ends it
+COMMANDS = sorted(set(re.findall(r"python -m (metarl\.[^`\n#&|]+)", README)))
+LINE = r"iteration \d+/(\d+)  return -?[\d.]+ -> -?[\d.]+  [\d,]+ steps/s  \d+:\d\d:\d\d left"
+SMALL = ("env.horizon=5", "meta_batch_size=2", "episodes_per_task=2", "eval_every=1", "eval_tasks=2", "iterations=1")
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The commands set torch's threads for their process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """The first command, made small: the run's directory as its first line names it, and the lines."""
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["env=halfcheetah-vel", *SMALL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return pathlib.Path(lines[0].removeprefix("run_dir: ")), lines
+
+
+def test_there_is_something_to_test():
+    """Catches a pattern here that no longer finds anything."""
+    assert {command.split()[0] for command in COMMANDS} == {"metarl.train", "metarl.evaluate", "metarl.algorithms"}
+    assert len(COMMANDS) >= 9
+    assert [kind for kind, _ in BLOCKS].count("python") == 2
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("metarl.train") and "halfchetah" not in c])
+def test_training_commands_are_legal(command):
+    """Catches a renamed key, family or algorithm, and a value that is no longer in range."""
+    arguments.check(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("metarl.evaluate")])
+def test_evaluation_commands_are_legal(tmp_path, monkeypatch, capsys, command):
+    """Where there are no runs, the first that is missing is all that is wrong."""
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(shlex.split(command)[1:]) == 2
+    assert capsys.readouterr().err.startswith("error: runs/x does not exist; ")
+
+
+def test_algorithms_are_listed():
+    """The command exists, and lists every algorithm."""
+    done = subprocess.run([sys.executable, "-m", "metarl.algorithms"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == algorithms.names()
+
+
+def test_the_refusal_is_the_one_shown(capsys):
+    """Command and answer stand in one block."""
+    block = next(text for _, text in BLOCKS if "halfchetah" in text)
+    shown, answer = block.strip().splitlines()
+    assert shown.startswith("$ python -m metarl.train ")
+    assert train.main(shlex.split(shown)[4:]) == 2
+    assert capsys.readouterr().err.strip() == answer
+
+
+def test_the_output_is_the_one_shown(run):
+    """The directory's name, the form of a line and the number of iterations."""
+    path, lines = run
+    block = next(text for _, text in BLOCKS if "run_dir: " in text).splitlines()
+    assert block[1] == f"run_dir: {path}"
+    assert re.fullmatch(LINE, block[2])[1] == str(families.lookup("halfcheetah-vel").recommended["iterations"])
+    assert re.fullmatch(LINE.replace("steps/s", "steps/s  validation -?[\\d.]+ -> -?[\\d.]+"), lines[1])
+
+
+def test_a_run_holds_what_the_table_says(run):
+    """Every file of the table is there, and no other that is not hidden."""
+    table = README[README.index("| in the run directory") :].split("\n\n")[0]
+    named = {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE)}
+    there = {path.name for path in run[0].iterdir() if not path.name.startswith(".")}
+    assert there == named - {"evaluation"}
+    assert "evaluation" in named
+
+
+def test_install_lines():
+    """The two commands of a fresh clone, and the files and the extra that they name."""
+    lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+    assert "pip install -c constraints.txt -e . && python -m metarl.train env=halfcheetah-vel" in lines
+    assert "pip install -c constraints.txt -e '.[dev]' && python -m pytest" in lines
+    assert (ROOT / "constraints.txt").is_file()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "dev" in project["optional-dependencies"]
+
+
+def test_metrics_are_the_defined_ones():
+    """``python -m metarl.run.metrics`` prints the table to paste."""
+    assert metrics.table() in README
+
+
+def test_families_are_named():
+    """Catches a family that nobody hears of."""
+    described = next(line for line in README.splitlines() if line.startswith("Families:"))
+    text = README[README.index(described) :].split("\n\n")[0]
+    assert [name for name in families._entry_points() if f"`{name}`" not in text] == []
+
+
+def test_snippets_run(run):
+    """Both, one after the other in one session, as they stand but for the run's name and sizes that take seconds."""
+    text = "\n".join(text for kind, text in BLOCKS if kind == "python")
+    for shown, small in {
+        '"runs/x"': repr(str(run[0])),
+        'env_settings={"horizon": 100}': 'env_settings={"horizon": 5}, meta_batch_size=2, episodes_per_task=3',
+        'metarl.make("halfcheetah-vel")': 'metarl.make("halfcheetah-vel", horizon=5)',
+    }.items():
+        assert text.count(shown) == 1, shown
+        text = text.replace(shown, small)
+    head, tail = text.split("family = ")
+    session = {"observation": np.zeros(17, dtype=np.float32)}
+    exec(head, session)
+    assert session["curve"].rollouts[-1] == 20
+    assert session["action"].shape == (6,)
+    assert session["state"].iteration == 1
+    assert session["learner"].inner_steps == 2
+    assert np.isfinite(session["metrics"]["post_return"])
+    exec("family = " + tail, session)
+    learner = dataclasses.replace(session["learner"], meta_batch_size=2)
+    before = learner.init(seed=0)
+    after, values = learner.iteration(before)
+    assert values["env_steps"] == 2 * 2 * 20 * 5  # support and query, tasks, episodes, steps
+    assert values["line_search_accepted"] == float(not torch.equal(ravel(before.meta), ravel(after.meta)))
