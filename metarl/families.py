@@ -273,6 +273,26 @@ def split_uniform(num_tasks: int, split: Split, seed: int | Sequence[int], dimen
     return points[:, 1:]
 
 
+def drawn(family: Family, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
+    """Draw a family's tasks, and check that they are tasks.
+
+    Raises:
+        FamilyError: if the family raises, or returns something else than so many finite rows of its parameters.
+    """
+    name, wanted = type(family).__name__, tuple(p.name for p in family.spec.parameters)
+    try:
+        tasks = family.sample_tasks(num_tasks, split, seed)
+    except Exception as error:  # a family is foreign code and may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise FamilyError(f"Family {name} failed drawing {num_tasks} {split} tasks: {reason}") from error
+    if not isinstance(tasks, Tasks) or (len(tasks), tasks.names) != (num_tasks, wanted):
+        got = f"{len(tasks)} of {tasks.names}" if isinstance(tasks, Tasks) else type(tasks).__name__
+        raise FamilyError(f"Family {name} drew {got} instead of {num_tasks} {split} tasks of {wanted}")
+    if not np.isfinite(tasks.values).all():
+        raise FamilyError(f"Family {name} drew {split} tasks that are not finite")
+    return tasks
+
+
 def split_of(unit: float) -> Split:
     """Return the split that owns a point of the unit interval (see :func:`split_uniform`)."""
     digit = int(unit * _CELLS) % 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -115,11 +116,11 @@ def _coerced(name: str, value: Any, arm: Any) -> Any:
     if arm is bool and isinstance(value, bool):
         return value
     if arm is int and not isinstance(value, bool):
-        if isinstance(value, int):
-            return value
+        if isinstance(value, numbers.Integral):
+            return int(value)
         if isinstance(value, float) and value.is_integer():
             return int(value)
-    if arm is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if arm is float and not isinstance(value, bool) and isinstance(value, numbers.Real):
         return float(value)
     if arm is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if arguments.wants_help(argv):
-        print(arguments.help_text())
+        print(arguments.help_text(argv))
         return 0
     arguments.check(argv)
 

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import gymnasium
-import mujoco
 import numpy as np
-from mujoco.batch import Batch
 
 from metarl.families import EnvFault, Step, Tasks
+from metarl.settings import SettingsError
+
+try:
+    import mujoco
+    from mujoco.batch import Batch
+except Exception as error:  # the graphics library that MUJOCO_GL names is loaded, too, and each fails its own way
+    chosen = os.environ.get("MUJOCO_GL")
+    if chosen is None:
+        raise
+    raise SettingsError(
+        f"MUJOCO_GL={chosen}: mujoco cannot be imported with that ({type(error).__name__}: {error}); unset MUJOCO_GL"
+    ) from error
 
 # A simulation that meets one of these is silently put back to its initial state by MuJoCo.
 _FATAL = [
@@ -115,7 +126,7 @@ class LocomotionBatch:
             self._qpos[row] = model.qpos0 + rng.uniform(-scale, scale, model.nq)
             self._qvel[row] = scale * rng.standard_normal(model.nv)
         batch.forward()
-        self._batch.warning[:] = 0
+        self._refuse_broken()  # here, too, a body that is out of range is reset
         self._tasks = tasks
         self._elapsed = 0
         return self._observe()
@@ -127,9 +138,7 @@ class LocomotionBatch:
         self._ctrl[:] = actions
         self._batch.step(nstep=self._body.frame_skip)
         self._elapsed += 1
-        if self._counts.any() and self._batch.warning[:, _FATAL, 1].any():
-            broken = np.flatnonzero(self._batch.warning[:, _FATAL, 1].any(axis=1))
-            raise EnvFault("MuJoCo's state became infinite or not a number, and it reset the body", broken)
+        self._refuse_broken()
         rewards = self._reward(self._tasks, before, self._qpos[:, 0], actions, self._control_step)
         count = len(actions)
         return Step(
@@ -147,6 +156,14 @@ class LocomotionBatch:
         mujoco.mj_forward(self._batch.model, data)
         self._renderer.update_scene(data, camera="track")
         return self._renderer.render()
+
+    def _refuse_broken(self) -> None:
+        if self._counts.any() and self._counts[:, _FATAL].any():
+            raise EnvFault(
+                "MuJoCo's state became infinite or not a number, and it reset the body;"
+                " lower env.reset_noise or env.frame_skip",
+                np.flatnonzero(self._counts[:, _FATAL].any(axis=1)),
+            )
 
     def _observe(self) -> np.ndarray:
         skip, nq = self._body.skip_positions, self._qpos.shape[1]

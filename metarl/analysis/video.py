@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pathlib
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import imageio.v2 as imageio
+import imageio.v3 as iio
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -93,6 +95,7 @@ def record(
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
     try:
         imageio.mimwrite(temporary, _beside(films), fps=fps, macro_block_size=16)
+        _refuse_unplayable(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -143,6 +146,14 @@ def _beside(films: Sequence[Sequence[np.ndarray]]) -> list[Any]:
     longest = max(len(film) for film in films)
     held = [list(itertools.islice(itertools.chain(film, itertools.repeat(film[-1])), longest)) for film in films]
     return [np.concatenate(frames, axis=1) for frames in zip(*held, strict=True)]
+
+
+def _refuse_unplayable(path: pathlib.Path) -> None:
+    """Read a film's first frame: the encoder is a process of its own, and its end on a full disk is not reported."""
+    try:
+        iio.imread(path, index=0, plugin="FFMPEG")
+    except (OSError, RuntimeError, IndexError) as error:
+        raise OSError(errno.EIO, "the encoder left a file that cannot be played (is the disk full?)") from error
 
 
 def _captioned(frame: np.ndarray, text: str) -> np.ndarray:

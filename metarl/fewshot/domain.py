@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl import families
 from metarl.core.adapt import Geometry, Terms
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
 from metarl.domain import Role, Sample, Seed
-from metarl.families import ShotFamily, Shots, Split, Tasks
+from metarl.families import FamilyError, ShotFamily, Shots, Split, Tasks
 from metarl.nets.net import Net
 
 
@@ -100,7 +101,7 @@ class ShotDomain:
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: Seed) -> Tasks:
         """Draw tasks of a split."""
-        return self.family.sample_tasks(num_tasks, split, seed)
+        return families.drawn(self.family, num_tasks, split, seed)
 
     def collect(self, params: Params, tasks: Tasks, seed: Seed, role: Role) -> Sample:
         """Return the support or the query set; the scores are the parameters' losses on the query set.
@@ -112,13 +113,33 @@ class ShotDomain:
         seeds = np.array(
             [np.random.SeedSequence([*seed[:-1]], spawn_key=(task,)).generate_state(1)[0] for task in range(len(tasks))]
         )
-        support, query = (self._on_device(shots) for shots in self.family.draw(tasks, seeds))
+        support, query = (self._on_device(shots) for shots in self._drawn(tasks, seeds))
         with torch.no_grad():
             scores = self.inner_loss(params, query).cpu()
         data = support if role == "support" else query
         return Sample(
             data, scores, data.num_tasks * data.num_samples, {"seconds_sampling": time.perf_counter() - started}
         )
+
+    def _drawn(self, tasks: Tasks, seeds: np.ndarray) -> tuple[Shots, Shots]:
+        """Draw examples; what the family raises or returns amiss becomes one line that names it."""
+        name, spec = type(self.family).__name__, self.family.spec
+        try:
+            both = self.family.draw(tasks, seeds)
+            sets = {"support": Shots(*both[0]), "query": Shots(*both[1])}
+        except Exception as error:  # a family is foreign code and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise FamilyError(f"Family {name} failed drawing examples of {len(tasks)} tasks: {reason}") from error
+        for role, shots in sets.items():
+            for what, array, shape in (("inputs", shots.inputs, spec.input_shape), ("targets", shots.targets, ())):
+                got = np.shape(array)
+                if len(got) < 2 or got[0] != len(tasks) or got[1] == 0 or (shape and got[2:] != shape):
+                    raise FamilyError(f"Family {name}: {role} {what} have shape {got}, not {(len(tasks), 'N', *shape)}")
+                finite = np.isfinite(array).reshape(len(tasks), -1).all(axis=1)
+                if not finite.all():
+                    task = tasks.rows([int(np.flatnonzero(~finite)[0])]).to_json()[0]
+                    raise FamilyError(f"Family {name}: {role} {what} of task {task} are not finite")
+        return sets["support"], sets["query"]
 
     def _on_device(self, shots: Shots) -> ShotBatch:
         return ShotBatch(*(torch.from_numpy(array).to(self.workers.device) for array in shots))

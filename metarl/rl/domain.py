@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl import families
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed
-from metarl.families import EnvBatch, FamilyError, RLFamily, Split, Tasks
+from metarl.families import EnvBatch, RLFamily, Split, Tasks
 from metarl.rl import baseline, returns
 from metarl.rl import policy as gaussian
 from metarl.rl.losses import Batch, PolicyLoss, PolicyQuery
@@ -78,23 +79,8 @@ class RLDomain:
         return {name: value.to(self.workers.device) for name, value in self.policy.init(generator).items()}
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: Seed) -> Tasks:
-        """Draw tasks of a split.
-
-        Raises:
-            FamilyError: if the family raises, or returns something else than so many rows of its parameters.
-        """
-        name, wanted = type(self.family).__name__, tuple(p.name for p in self.family.spec.parameters)
-        try:
-            tasks = self.family.sample_tasks(num_tasks, split, seed)
-        except Exception as error:  # a family is foreign code and may raise anything
-            reason = f"{type(error).__name__}: {error}"
-            raise FamilyError(f"Family {name} failed drawing {num_tasks} {split} tasks: {reason}") from error
-        if not isinstance(tasks, Tasks) or (len(tasks), tasks.names) != (num_tasks, wanted):
-            got = f"{len(tasks)} of {tasks.names}" if isinstance(tasks, Tasks) else type(tasks).__name__
-            raise FamilyError(f"Family {name} drew {got} instead of {num_tasks} {split} tasks of {wanted}")
-        if not np.isfinite(tasks.values).all():
-            raise FamilyError(f"Family {name} drew {split} tasks that are not finite")
-        return tasks
+        """Draw tasks of a split."""
+        return families.drawn(self.family, num_tasks, split, seed)
 
     def collect(self, params: Params, tasks: Tasks, seed: Seed, role: Role) -> Sample:
         """Roll out E episodes of every task and judge their actions."""

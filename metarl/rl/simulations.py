@@ -103,6 +103,8 @@ class Simulations:
         started = time.perf_counter()
         try:
             yield
+        except SettingsError:  # says its remedy itself
+            raise
         except Exception as error:  # a family is foreign code and may raise anything
             if isinstance(error, EnvFault) and len(error.envs):
                 task = self._tasks.rows([int(error.envs[0]) // self._episodes]).to_json()[0]

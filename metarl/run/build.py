@@ -12,7 +12,7 @@ import torch
 from metarl import algorithms, families
 from metarl.core.parallel import Workers
 from metarl.domain import Domain
-from metarl.families import RLSpec
+from metarl.families import FamilyError, RLSpec
 from metarl.fewshot import ShotDomain
 from metarl.learner import MetaLearner
 from metarl.nets import MLP
@@ -75,7 +75,11 @@ def cores() -> int:
 def _domain(config: RunConfig, workers: Workers) -> Domain:
     run = config.run
     family = families.make(config.env, **config.env_settings)
-    spec = family.spec
+    try:
+        spec = family.spec
+    except Exception as error:  # a family is foreign code and may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise FamilyError(f"Family {type(family).__name__} has no spec: {reason}") from error
     if isinstance(spec, RLSpec):
         inputs = spec.observation_size + (len(spec.parameters) if spec.oracle else 0)
         policy = GaussianPolicy(

@@ -81,7 +81,8 @@ def is_wall_clock(name: str) -> bool:
 
 def table() -> str:
     """Return the definitions as a Markdown table."""
-    rows = [f"| `{m.name}` | {m.unit} | {m.meaning} |" for m in METRICS]
+    meanings = [m.meaning.replace("|", "\\|") for m in METRICS]
+    rows = [f"| `{m.name}` | {m.unit} | {text} |" for m, text in zip(METRICS, meanings, strict=True)]
     return "\n".join(["| metric | unit | meaning |", "| --- | --- | --- |", *rows])
 
 

@@ -67,7 +67,9 @@ def _commit() -> str:
 
 
 def _git(where: pathlib.Path, *words: str) -> str:
-    done = subprocess.run(["git", "--no-optional-locks", "-C", str(where), *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "--no-optional-locks", "-C", str(where), *words], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 

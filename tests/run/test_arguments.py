@@ -166,8 +166,7 @@ def test_paths_are_verbatim(path: str) -> None:
     text = to_yaml(config)
     text.encode()
     assert from_yaml(text) == config
-    jobs = expand(["-m", *argv])
-    assert [compose(job).run.run_dir for job in jobs] == [os.path.join(path, "0")]
+    assert expand(["-m", *argv]) == [[CHEETAH, f"run_dir={os.path.join(path, '0')}", f"init_from={path}", "seed=1"]]
 
 
 def test_null_is_no_path() -> None:
@@ -229,18 +228,23 @@ def test_other_schemas_share_the_parser() -> None:
 def test_multirun_expands_to_every_combination() -> None:
     """Catches lost combinations, split lists, quotes or Hydra settings, and two jobs in one directory."""
     jobs = expand(["env=sinusoid", "--multirun", "seed=0,1", "hidden_sizes=[8,8],[4]", "init_from=a,b", "run_dir=x,y"])
-    fixed = ["init_from=a,b"]
     assert jobs == [
-        ["env=sinusoid", "seed=0", "hidden_sizes=[8,8]", *fixed, "run_dir=x,y/0"],
-        ["env=sinusoid", "seed=0", "hidden_sizes=[4]", *fixed, "run_dir=x,y/1"],
-        ["env=sinusoid", "seed=1", "hidden_sizes=[8,8]", *fixed, "run_dir=x,y/2"],
-        ["env=sinusoid", "seed=1", "hidden_sizes=[4]", *fixed, "run_dir=x,y/3"],
+        ["env=sinusoid", "seed=0", "hidden_sizes=[8,8]", "init_from=a,b", "run_dir=x,y/0"],
+        ["env=sinusoid", "seed=0", "hidden_sizes=[4]", "init_from=a,b", "run_dir=x,y/1"],
+        ["env=sinusoid", "seed=1", "hidden_sizes=[8,8]", "init_from=a,b", "run_dir=x,y/2"],
+        ["env=sinusoid", "seed=1", "hidden_sizes=[4]", "init_from=a,b", "run_dir=x,y/3"],
     ]
     assert [compose(job).run.hidden_sizes for job in jobs] == [(8, 8), (4,), (8, 8), (4,)]
     assert expand(["-m", "env=halfcheetah-vel,sinusoid", "hydra.verbose=[a,b]"]) == [
         ["env=halfcheetah-vel", "hydra.verbose=[a,b]"],
         ["env=sinusoid", "hydra.verbose=[a,b]"],
     ]
+    assert expand(["-m", "env.label='a,b',\"c,'d\",e"]) == [
+        ["env.label='a,b'"],
+        ['env.label="c,\'d"'],
+        ["env.label=e"],
+    ]
+    assert expand(["-m", "run_dir=null"]) == [["run_dir=null"]]
     assert expand(["seed=0,1"]) == [["seed=0,1"]]
 
 
