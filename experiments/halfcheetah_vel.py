@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,8 +101,9 @@ def summarise(runs: pathlib.Path, first: str, results: pathlib.Path) -> None:
     for label in curve["runs"]:
         lines = (runs / label / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows[label] = [json.loads(line) for line in lines]
-        (results / f"{label}.metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (results / f"{label}.config.yaml").write_bytes((runs / label / "config.yaml").read_bytes())
+        # the run itself, small as it is: metarl.load("experiments/results/halfcheetah-vel/maml-s0") works
+        left_out = shutil.ignore_patterns("tensorboard", "evaluation", ".lock")
+        shutil.copytree(runs / label, results / label, ignore=left_out, dirs_exist_ok=True)
     plots.learning(rows, "return", curve["unit"], results / "learning.png")
     summary = _summary(curve, rows, runs)
     (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

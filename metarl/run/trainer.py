@@ -99,7 +99,8 @@ def _loop(
             is_best = False
             if run.eval_every and state.iteration % run.eval_every == 0:
                 row |= validate(learner, state, run.eval_tasks, run.eval_steps)
-                score = row[f"validation_{learner.domain.metric}_{run.eval_steps}"]
+                # judged as it is trained: what never adapts (an oracle) must not be chosen by how it adapts
+                score = row[f"validation_{learner.domain.metric}_{min(run.eval_steps, run.inner_steps)}"]
                 is_best = math.isfinite(score) and (best is None or _better(learner, score, best.score))
                 best = Best(score, state.iteration) if is_best else best
             file.write(row)  # before the checkpoint: a kill between the two repeats the iteration and its row
