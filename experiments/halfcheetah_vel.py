@@ -24,6 +24,7 @@ from metarl.run.arguments import parse
 from metarl.settings import SettingsError, setting
 
 RESULTS = pathlib.Path("experiments/results/halfcheetah-vel")
+EXPECTED = ("maml-s0", "maml-s1", "maml-s2", "pretrained-s0", "oracle-s0")
 MARK = "<!-- results -->"
 RUNS = pathlib.Path("runs/halfcheetah-vel")
 MEMBERS: Mapping[str, Sequence[str]] = {
@@ -177,6 +178,12 @@ def _table(summary: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
         *head,
         "",
     ]
+    missing = [name for name in EXPECTED if name not in summary["runs"]]
+    if missing:
+        lines += [
+            f"Not run yet, and so not shown: {', '.join(missing)}. Without pretrained there is no gap to close.",
+            "",
+        ]
     for k, gap in summary["gap_closed"].items():
         low, high = gap["ci95_over_tasks"]
         each = ", ".join(f"{value:.2f}" for value in gap["each_seed"])
