@@ -61,8 +61,10 @@ def test_training_commands_are_legal(command):
 def test_evaluation_commands_are_legal(tmp_path, monkeypatch, capsys, command):
     """Where there are no runs, the first that is missing is all that is wrong."""
     monkeypatch.chdir(tmp_path)
-    assert evaluate.main(shlex.split(command)[1:]) == 2
-    assert capsys.readouterr().err.startswith("error: runs/x does not exist; ")
+    words = shlex.split(command)[1:]
+    named = next(word for word in words if word.startswith("run=")).removeprefix("run=")
+    assert evaluate.main(words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {named} does not exist; ")
 
 
 def test_algorithms_are_listed():

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import metarl
+from metarl import evaluate
 from metarl.analysis import video
 from metarl.core import SGD, GradientStep
 from metarl.families import RLSpec, Step, TaskParameter, Tasks
@@ -119,6 +120,20 @@ def test_what_cannot_be_drawn_says_so(tmp_path, runs):
     with pytest.raises(SettingsError, match="labelled shots"):
         video.record(agent.learner, agent.meta, TASK, tmp_path / "v.mp4", (0, 2), 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_films_what_it_was_told(runs, evaluated, monkeypatch):
+    """Another task than that of ``curve.json``, or adapted by training's settings in place of the command's."""
+    told = []
+    monkeypatch.setattr(video, "prepare_gl", lambda: None)
+    monkeypatch.setattr(video, "record", lambda *words: told.append(words) or (-2.0, -1.0))
+    words = ("split=validation", "steps=2", "episodes=2", "inner_lr=[0.05,0.01]")
+    assert evaluate.main([f"run={runs['pretrained']}", "video=true", "task=2", *words]) == 0
+    ((learner, meta, task, path, _, steps, rates),) = told
+    assert (learner.domain.episodes, steps, rates) == (2, 2, (0.05, 0.01))
+    assert all(torch.equal(meta[name], value) for name, value in metarl.load(runs["pretrained"]).meta.items())
+    assert path == runs["pretrained"] / "evaluation" / "task2.mp4"
+    assert task.to_json() == evaluated(runs["pretrained"], "tasks=3", *words)["tasks"][2:]
 
 
 def command(run, cwd, **environment):
