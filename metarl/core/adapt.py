@@ -22,7 +22,7 @@ from metarl.core.solvers import linearize, spread
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Linearised graphs of up to this many samples are kept between Fisher products (at width 64 about 3 GB); beyond, each
+# Linearised graphs of up to this many samples are kept between Fisher products; beyond, each
 # product builds its chunk's graph again, so that memory does not grow with the meta-batch.
 _KEPT_SAMPLES = 1 << 18
 
