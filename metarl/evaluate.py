@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import metarl.run.arguments as arguments
 from metarl.families import EnvFault, FamilyError, RLSpec, Split, Tasks, make
-from metarl.run.command import guarded
+from metarl.run.command import guarded, say
 from metarl.settings import SettingsError, setting
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     for name, run in runs.items():
         points = zip(run[by], run["mean"], run["ci95"], strict=True)
         shown = "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
-        print(f"{name}  {domain.metric} after {by}  {shown}")
-    print(f"written: {_text(out)}/curve.json, curve.csv, curve.png")
+        say(f"{name}  {domain.metric} after {by}  {shown}")
+    say(f"written: {_text(out)}/curve.json, curve.csv, curve.png")
     return 0
 
 
@@ -201,7 +201,7 @@ def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) ->
         return curves.update_curve(learner, agent.meta, tasks, seed, 0).to_json(), {**note, "adapted": False}
     if settings.tune:
         held = learner.domain.sample_tasks(20, "validation", (settings.seed, VALIDATION))
-        apart = (settings.seed, VALIDATION, 1)
+        apart = (settings.seed, VALIDATION, 2)  # never the rollouts of a reported curve
         rates = curves.tune_rates(learner, agent.meta, held, apart, settings.steps, trained.inner_lr)
     if settings.rollouts:
         counts = sorted(set(settings.rollouts))
@@ -233,7 +233,7 @@ def _video(settings: EvaluateSettings) -> int:
             before, after = record(learner, agent.meta, task, path, seed, settings.steps, settings.inner_lr)
     except EnvFault as fault:
         raise FamilyError(f"Family {agent.config.env} failed while it was filmed: {fault.reason}") from fault
-    print(f"video: {_text(path)}  (return {before:.1f} before, {after:.1f} after)")
+    say(f"video: {_text(path)}  (return {before:.1f} before, {after:.1f} after)")
     return 0
 
 

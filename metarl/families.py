@@ -247,6 +247,11 @@ F = TypeVar("F", bound=type)
 _registered: dict[str, type] = {}
 
 
+def stream(seed: Sequence[int], task: int) -> np.random.SeedSequence:
+    """Return the randomness of one task of a batch; no two seeds share it, of whatever length they are."""
+    return np.random.SeedSequence([len(seed), *seed], spawn_key=(task,))  # NumPy takes (5,) and (5, 0) for the same
+
+
 def split_uniform(num_tasks: int, split: Split, seed: int | Sequence[int], dimensions: int = 1) -> np.ndarray:
     """Draw points of the unit cube whose first coordinate tells their split: disjoint by construction.
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from metarl.core.params import Params
-from metarl.families import FamilyError, RLSpec
+from metarl.families import FamilyError, RLSpec, stream
 from metarl.rl.domain import RLDomain
 from metarl.rl.rollouts import Rollouts, actor, to_device
 from metarl.settings import SettingsError
@@ -43,7 +43,7 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
     spec, device, episodes = domain.family.spec, params["log_std"].device, domain.episodes
     out = Rollouts.empty(1, spec.horizon, episodes, (spec.observation_size, spec.action_size), device)
     out.behaviour.log_std.copy_(domain.policy.clamped(params["log_std"]))
-    resets, actions = np.random.SeedSequence(list(seed), spawn_key=(0,)).spawn(2)
+    resets, actions = stream(seed, 0).spawn(2)
     seeds = resets.generate_state(episodes)
     shape = (spec.horizon, episodes, spec.action_size)
     noise = to_device(np.random.default_rng(actions).standard_normal(shape, dtype=np.float32), device)

@@ -8,7 +8,7 @@ operation. Results are added in the order of the chunks: they do not depend on t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -43,7 +43,14 @@ class Workers:
             # torch's own threads would be started from each of ours and fight for the same cores. A single thread goes
             # through the pool too, so that every count of threads computes the same bits.
             self._pool = ThreadPoolExecutor(self.threads, "metarl", initializer=torch.set_num_threads, initargs=(1,))
-        return list(self._pool.map(function, items))
+        futures = [self._pool.submit(function, item) for item in items]
+        try:
+            wait(futures)
+        finally:  # after an interrupt, too: whoever comes next may use the same simulations
+            for future in futures:
+                future.cancel()
+            wait(futures)
+        return [future.result() for future in futures]
 
 
 def chunks(num_tasks: int, samples_per_task: int, device: torch.device, chunk_tasks: int | None = None) -> list[slice]:

@@ -110,9 +110,7 @@ class ShotDomain:
         plays no part.
         """
         started = time.perf_counter()
-        seeds = np.array(
-            [np.random.SeedSequence([*seed[:-1]], spawn_key=(task,)).generate_state(1)[0] for task in range(len(tasks))]
-        )
+        seeds = np.array([families.stream(seed[:-1], task).generate_state(1)[0] for task in range(len(tasks))])
         support, query = (self._on_device(shots) for shots in self._drawn(tasks, seeds))
         with torch.no_grad():
             scores = self.inner_loss(params, query).cpu()

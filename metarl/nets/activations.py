@@ -41,6 +41,8 @@ def tanh(x: Tensor) -> Tensor:
     """Hyperbolic tangent: fast on the CPU, torch's own on a GPU."""
     if x.device.type != "cpu":
         return torch.tanh(x)
+    if not torch.is_grad_enabled():  # while physics waits: the same numbers without the detour through autograd
+        return (2 * x).sigmoid_().mul_(2).sub_(1)
     result: Tensor = _Tanh.apply(x)  # type: ignore[no-untyped-call]
     return result
 

@@ -47,7 +47,7 @@ class RLDomain:
     surrogate: str = "lvc"
     bootstrap: bool = False
     workers: Workers = field(default_factory=Workers)
-    _batches: dict[tuple[int, int, int], EnvBatch] = field(default_factory=dict, repr=False)
+    _batches: dict[tuple[int, int, int], tuple[RLFamily, EnvBatch]] = field(default_factory=dict, repr=False)
     _pools: dict[int, Workers] = field(default_factory=dict, repr=False)
 
     @property
@@ -182,10 +182,11 @@ class RLDomain:
         key = (group, count * episodes, threads)
         simulations = Simulations(self.family, tasks, episodes)
         with torch.no_grad():
-            if key not in self._batches:
-                self._batches[key] = simulations.make(threads)
+            kept = self._batches.get(key)
+            if kept is None or kept[0] is not self.family:  # replace(domain, family=...) shares this dictionary
+                kept = self._batches[key] = (self.family, simulations.make(threads))
             act = actor(self.policy, params)
-            observations = simulations.start(self._batches[key], seeds)
+            observations = simulations.start(kept[1], seeds)
             for t in range(spec.horizon):
                 seen = self.observe(to_device(observations, device).view(count, episodes, -1), tasks)
                 actions, mean = act(seen, noise_MTEA[:, t])
@@ -225,7 +226,7 @@ def _randomness(cut: slice, seed: Seed, shape: tuple[int, int, int]) -> tuple[np
     noise = np.empty((cut.stop - cut.start, *shape), dtype=np.float32)
     seeds = []
     for row, task in enumerate(range(cut.start, cut.stop)):
-        sequence = np.random.SeedSequence([*seed], spawn_key=(task,))
+        sequence = families.stream(seed, task)
         resets, actions = sequence.spawn(2)
         seeds.append(resets.generate_state(shape[1]))
         np.random.Generator(np.random.PCG64(actions)).standard_normal(out=noise[row], dtype=np.float32)

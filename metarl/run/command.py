@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 import traceback
 import warnings
@@ -11,25 +14,66 @@ from typing import TextIO
 from metarl.families import EnvFault, FamilyError
 from metarl.settings import SettingsError
 
+_LESS_MEMORY = "lower meta_batch_size, episodes_per_task (episodes= of an evaluation) or chunk_tasks"
+
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; what the user can correct becomes one line, and so does every warning.
 
     Returns:
-        The command's own exit code; 2 after an error that the user can correct, 130 after Ctrl-C.
+        The command's own exit code; 2 after an error that the user can correct, 130 after Ctrl-C, 141 when the reader of
+        its output has gone (``... | head``).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text; it is shown as it is
+            stream.reconfigure(errors="surrogateescape")
     with warnings.catch_warnings():
         warnings.showwarning = _show
         try:
-            return command()
+            code = command()
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            _drop_output()
+            return 141
         except SettingsError as error:
             print(f"error: {_line(error)}", file=sys.stderr)
             return 2
         except FamilyError as error:
             print(f"error: {_line(error)}{_hint(error.__cause__)}", file=sys.stderr)
             return 2
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            print(f"error: out of memory ({_line(error) or 'no more to be had'}); {_LESS_MEMORY}", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             return 130
+
+
+def say(text: str) -> None:
+    """Print a line at once; a closed or full standard output is the user's to correct."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _drop_output()
+        raise SettingsError(
+            f"standard output cannot be written: {error.strerror or error}; send it elsewhere (a training continues with"
+            " resume=auto)"
+        ) from error
+
+
+def _drop_output() -> None:
+    """Send what is left of standard output nowhere: it would fail again when the process ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell NumPy's MemoryError and PyTorch's two ways of saying the same from every other error."""
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
 
 
 def _show(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -14,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from metarl.run import metrics as definitions
+from metarl.run.command import say
 from metarl.run.directory import writing
-from metarl.settings import SettingsError
 
 
 class MetricsFile:
@@ -105,19 +104,6 @@ class Board:
         self._records.write(event.SerializeToString())
 
 
-def say(text: str) -> None:
-    """Print a line at once; a closed or full standard output is the user's to correct."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # what is left in the buffer would fail again when the process ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SettingsError(
-            f"standard output cannot be written: {error.strerror or error}; send it elsewhere, then continue with"
-            " resume=auto"
-        ) from error
-
-
 class Progress(Protocol):
     """What a person watches."""
 
@@ -139,7 +125,7 @@ def _summary(row: Mapping[str, float], metric: str) -> str:
     text = f"{metric} {row[f'pre_{metric}']:.4g} -> {row[f'post_{metric}']:.4g}  {row['env_steps_per_second']:,.0f} steps/s"
     validation = [name for name in row if name.startswith("validation_")]
     if validation:
-        text += "  validation " + " -> ".join(f"{row[name]:.4g}" for name in sorted(validation))
+        text += "  validation " + " -> ".join(f"{row[name]:.4g}" for name in validation)
     return text
 
 

@@ -9,6 +9,7 @@ import pathlib
 import platform
 import subprocess
 import time
+import warnings
 from typing import Any
 
 from metarl.learner import MetaLearner
@@ -33,7 +34,18 @@ def provenance() -> dict[str, Any]:
 def record_session(path: pathlib.Path, command: str, config: RunConfig, learner: MetaLearner, iteration: int) -> None:
     """Append one start of the run to its ``provenance.json``."""
     file = path / FILE
-    sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    try:
+        sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        damaged = not isinstance(sessions, list)
+    except ValueError:  # neither UTF-8 nor JSON
+        damaged = True
+    if damaged:  # a record of the past, which a run does not need to go on
+        kept = file.with_name(f"{FILE}.damaged")
+        file.replace(kept)
+        warnings.warn(
+            f"{FILE} is damaged; it is kept as {kept.name}, and a new one begun", RuntimeWarning, stacklevel=2
+        )
+        sessions = []
     workers = learner.domain.workers
     session = {
         "command": command,

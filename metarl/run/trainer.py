@@ -20,9 +20,10 @@ import torch
 from metarl.learner import VALIDATION, MetaLearner, MetaState
 from metarl.run.build import build_learner
 from metarl.run.checkpoint import Checkpoint, CheckpointStore
+from metarl.run.command import say
 from metarl.run.config import RunConfig
 from metarl.run.directory import CHECKPOINTS, METRICS, TENSORBOARD, held, prepare, read_config, write_config, writing
-from metarl.run.log import Board, MetricsFile, progress, say
+from metarl.run.log import Board, MetricsFile, progress
 from metarl.run.provenance import record_session
 from metarl.settings import SettingsError
 

@@ -104,7 +104,7 @@ def test_both_sides_show_their_policy(tmp_path):
 def test_an_episode_that_ends_early_stands_still(tmp_path):
     """A video that stops with the shorter side: here the policy falls over at once before adapting, not after."""
     learner, meta = lamp(Lamp(floor=0.05))
-    returns = video.record(learner, {**meta, "0.bias": torch.zeros(1)}, TASK, tmp_path / "v.mp4", (0, 2), 3)
+    returns = video.record(learner, {**meta, "0.bias": torch.zeros(1)}, TASK, tmp_path / "v.mp4", (0, 3), 3)
     frames = imageio.imread(tmp_path / "v.mp4")
     assert returns[0] == pytest.approx(-1.0)  # one step
     assert len(frames) == 8

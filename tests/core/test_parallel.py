@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -61,3 +62,18 @@ def test_is_finite_looks_at_every_number(bad):
     good = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
     assert is_finite(good)
     assert not is_finite({**good, "b": torch.tensor([[0.0, bad], [0.0, 0.0]])})
+
+
+def test_an_error_waits_for_the_other_chunks():
+    """A failed rollout is tried again in the same simulations: none of its threads may still step them."""
+    ended = []
+
+    def work(item):
+        if item == 0:
+            raise ValueError("first")
+        time.sleep(0.2)
+        ended.append(item)
+
+    with pytest.raises(ValueError, match="first"):
+        Workers(2).map(work, [0, 1])
+    assert ended == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -234,6 +235,21 @@ def test_same_seed_same_bits(point_mass, threads):
         assert torch.equal(a, c), name
     assert not torch.equal(first.observations[:, 0], other.observations[:, 0])
     assert not torch.equal(first.actions, other.actions)
+
+
+def test_another_family_gets_its_own_simulations(point_mass):
+    """``replace(domain, family=...)`` would go on stepping the simulations of the old one."""
+    domain, tasks, _ = _collected(point_mass())
+    longer = point_mass(limit=False, horizon=9)
+    other = dataclasses.replace(domain, family=longer).rollout(_params(domain), tasks, (1, 0, 4, 0))[0]
+    assert torch.equal(other.observations, _collected(longer)[2].observations)
+
+
+def test_seeds_of_another_length_are_other_seeds(point_mass):
+    """NumPy pads a seed with zeros: the rollouts that judge would be those that were adapted to."""
+    seeds = [(1, 2), (1, 2, 0), (1, 2, 0, 0)]
+    actions = [_collected(point_mass(), seed=seed)[2].actions for seed in seeds]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(actions, 2))
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 5])
