@@ -107,6 +107,8 @@ def _check(settings: EvaluateSettings, config: RunConfig) -> None:
     else:
         unused = ["task"] if settings.task else []
         reason = "it says which task video=true shows; tasks= is their number"
+    if settings.tune and settings.split == "validation":
+        raise SettingsError("tune=true chooses the step sizes on validation tasks; judge them on split=test")
     if settings.tune and settings.inner_lr:
         unused, reason = ["inner_lr"], "tune=true chooses the step sizes"
     if unused:

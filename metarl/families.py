@@ -60,7 +60,7 @@ class Tasks:
 
     def __post_init__(self) -> None:
         """Check that values are (M, D) and make them read-only."""
-        values = np.ascontiguousarray(self.values, dtype=np.float64)
+        values = np.array(self.values, dtype=np.float64, order="C")  # a copy: the caller's stays writeable
         if values.ndim != 2 or values.shape[1] != len(self.names):
             raise ValueError(f"task values must have shape (M, {len(self.names)}), got {values.shape}")
         values.flags.writeable = False
@@ -307,12 +307,16 @@ def split_of(unit: float) -> Split:
 def register_family(name: str) -> Callable[[F], F]:
     """Class decorator that makes a family known by ``name`` in this process.
 
+    The same class may be registered again, as a notebook's cell does that runs twice: the newer definition counts.
+
     Raises:
         SettingsError: if the name is taken.
     """
 
     def register(family: F) -> F:
-        if name in names():
+        old = _registered.get(name)
+        again = old is not None and (old.__module__, old.__qualname__) == (family.__module__, family.__qualname__)
+        if name in names() and not again:
             raise SettingsError(f"A family named '{name}' exists already; choose another name")
         if not dataclasses.is_dataclass(family):
             raise SettingsError(f"Family '{name}' must be a dataclass whose fields are its settings")

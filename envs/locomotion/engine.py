@@ -164,7 +164,7 @@ class LocomotionBatch:
 
     def render(self, env: int, width: int, height: int) -> np.ndarray:
         """Draw one simulation from its tracking camera, uint8 (height, width, 3)."""
-        if self._renderer is None:
+        if self._renderer is None or (self._renderer.width, self._renderer.height) != (width, height):
             self._renderer = mujoco.Renderer(self._batch.model, height, width)
         data = self._batch.get_data(env)
         mujoco.mj_forward(self._batch.model, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from metarl.analysis import environment
-from metarl.analysis.curves import Curve, parts, with_episodes
+from metarl.analysis.curves import Curve, parts, with_episodes, with_rates
 from metarl.core.params import Params, expand
 from metarl.domain import Domain
 from metarl.families import RLSpec, Tasks
@@ -48,13 +48,16 @@ class AdaptedPolicy:
     context: np.ndarray
     seed: int = 0
 
-    def act(self, observation: np.ndarray, deterministic: bool = True) -> np.ndarray:
+    def act(
+        self, observation: np.ndarray, deterministic: bool = True, rng: np.random.Generator | None = None
+    ) -> np.ndarray:
         """Choose an action.
 
         Args:
             observation: (O,) or (B, O).
-            deterministic: the mean; otherwise a draw, from a generator that every call starts anew from the seed and the
-                observation, so that equal calls give equal actions.
+            deterministic: the mean; otherwise a draw.
+            rng: where draws come from. Without it every call starts a generator anew from the seed and the observation, so
+                that equal calls give equal actions: give one where observations repeat.
 
         Returns:
             float32 (A,) or (B, A), clipped to the legal range.
@@ -74,8 +77,9 @@ class AdaptedPolicy:
             )
         action = mean[0].cpu().numpy()
         if not deterministic:
-            words = np.frombuffer(value.tobytes(), dtype=np.uint32)
-            rng = np.random.default_rng([self.seed, *words.tolist()])
+            if rng is None:
+                words = np.frombuffer(value.tobytes(), dtype=np.uint32)
+                rng = np.random.default_rng([self.seed, *words.tolist()])
             action = action + np.exp(log_std[0].cpu().numpy()) * rng.standard_normal(action.shape, dtype=np.float32)
         action = np.clip(action, self.spec.action_low, self.spec.action_high)
         return action[0] if value.ndim == 1 else action
@@ -98,7 +102,11 @@ class Agent:
     iteration: int
 
     def adapt(
-        self, task: Mapping[str, float] | Tasks | gymnasium.Env[Any, Any], rollouts: int = 20, seed: int = 0
+        self,
+        task: Mapping[str, float] | Tasks | gymnasium.Env[Any, Any],
+        rollouts: int = 20,
+        seed: int = 0,
+        inner_lr: float | Sequence[float] = (),
     ) -> tuple[AdaptedPolicy, Curve]:
         """Adapt to one task from a few rollouts.
 
@@ -108,6 +116,8 @@ class Agent:
                 horizon.
             rollouts: episodes to learn from; one update for every ``episodes_per_task`` of them, at least one.
             seed: of resets and actions.
+            inner_lr: step size of each update, the last for all that follow; nothing keeps training's. Fewer rollouts than
+                in training give a noisier gradient, for which a smaller one is better.
 
         Returns:
             The adapted policy, and the returns before each update and after the last (on fresh rollouts).
@@ -129,13 +139,17 @@ class Agent:
             bare = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
             context = domain.observe(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
         sizes = parts(rollouts, domain.episodes)
+        rates = (inner_lr,) if isinstance(inner_lr, int | float) else tuple(inner_lr)
+        if any(not rate > 0 for rate in rates):
+            raise SettingsError(f"inner_lr={inner_lr} is too small: it must be greater than 0")
+        rated = with_rates(self.learner, len(sizes), rates)
         params, scores = expand(self.meta, 1), []
         for step, episodes in enumerate([*sizes, domain.episodes]):
             learner = with_episodes(self.learner, episodes)
             batch, score = _collect(learner.domain, task, params, (seed, TEST, step))
             scores.append(score)
             if step < len(sizes):
-                params = learner.adapt(params, batch)
+                params = rated[step].adapt(params, batch)
         seen = tuple(sum(sizes[:step]) for step in range(len(scores)))
         policy = AdaptedPolicy(domain.policy, params, spec, context, seed)
         return policy, Curve(tuple(range(len(scores))), seen, np.array(scores)[:, None])
@@ -154,6 +168,8 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
     """
     if checkpoint not in ("last", "best"):
         raise SettingsError(f"checkpoint={checkpoint} is not one of last, best")
+    if device not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"device={device} is not one of auto, cpu, cuda")
     path = pathlib.Path(run)
     config = read_config(path)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device))

@@ -118,6 +118,11 @@ class TRPO:
         """Take one trust-region step, or none."""
         clock = _Clock()
         before, gradient = objective.gradient(meta)
+        if before.kl > 0.1 * self.max_kl:  # rounding gives 1e-7; a step would be judged against the wrong distribution
+            raise ValueError(
+                f"the model's predictions differ from those recorded with the data (KL {before.kl:.2g} before any step): they"
+                " depend on other samples or on chance (recurrent layers, batch normalisation, dropout)"
+            )
         g = ravel(gradient)
         clock.lap("seconds_meta_gradient")
         metrics = {

@@ -128,10 +128,11 @@ class ShotDomain:
         except Exception as error:  # a family is foreign code and may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise FamilyError(f"Family {name} failed drawing examples of {len(tasks)} tasks: {reason}") from error
+        shapes = {"inputs": spec.input_shape, "targets": (spec.target_size,)}
         for role, shots in sets.items():
-            for what, array, shape in (("inputs", shots.inputs, spec.input_shape), ("targets", shots.targets, ())):
+            for (what, shape), array in zip(shapes.items(), shots, strict=True):
                 got = np.shape(array)
-                if len(got) < 2 or got[0] != len(tasks) or got[1] == 0 or (shape and got[2:] != shape):
+                if len(got) < 2 or got[0] != len(tasks) or got[1] == 0 or got[2:] != shape:
                     raise FamilyError(f"Family {name}: {role} {what} have shape {got}, not {(len(tasks), 'N', *shape)}")
                 finite = np.isfinite(array).reshape(len(tasks), -1).all(axis=1)
                 if not finite.all():
@@ -140,4 +141,4 @@ class ShotDomain:
         return sets["support"], sets["query"]
 
     def _on_device(self, shots: Shots) -> ShotBatch:
-        return ShotBatch(*(torch.from_numpy(array).to(self.workers.device) for array in shots))
+        return ShotBatch(*(torch.tensor(array, dtype=torch.float32, device=self.workers.device) for array in shots))

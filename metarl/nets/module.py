@@ -35,7 +35,7 @@ class ModuleNet:
         return torch.stack([self._call(row, x) for row, x in zip(rows, inputs, strict=True)])
 
     def _call(self, params: Params, inputs: Tensor) -> Tensor:
-        module = self._own()
+        module = self._own().to(inputs.device)  # frozen parameters are not among params
         buffers = {name: value.to(inputs.device).clone() for name, value in module.named_buffers()}
         output = functional_call(module, {**params, **buffers}, (inputs,))
         return output[0] if isinstance(output, tuple) else output  # recurrent modules return (output, state)
@@ -60,7 +60,9 @@ def from_module(module: nn.Module, vectorize: bool = True) -> ModuleNet:
     """Make any module a :class:`~metarl.nets.net.Net`; its buffers stay shared and constant.
 
     Args:
-        module: maps (N, ...) to (N, ...), or to a tuple whose first entry is that. It is called, never changed.
+        module: maps (N, ...) to (N, ...), or to a tuple whose first entry is that. It is called, never changed, and should
+            be in the mode it is to act in (``module.eval()``). A policy's rows must be independent: a recurrent layer or
+            batch statistics would act on other samples than they learn from, which :class:`~metarl.core.TRPO` refuses.
         vectorize: batch over tasks with ``torch.func.vmap`` where it can (a module it cannot batch, such as a fused
             recurrent layer, is looped over by itself); False always loops.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,18 +24,38 @@ def features(observations: Tensor, time: Tensor) -> Tensor:
     return torch.cat([clipped, clipped.square(), powers.expand(*observations.shape[:-1], 4)], -1)
 
 
-def fit(observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+class Beyond(NamedTuple):
+    """What lies behind the time limit, where it is to be valued instead of ending the world.
+
+    Attributes:
+        final: the states after the last step, (M, E, O).
+        discount: gamma to the power of the steps from t to the end of a truncated episode, 0 in others, (M, T, E).
+    """
+
+    final: Tensor
+    discount: Tensor
+
+
+def fit(observations: Tensor, returns: Tensor, mask: Tensor, beyond: Beyond | None = None) -> Tensor:
     r"""Fit $V(s_t) = w^T \phi$ to each task's returns by ridge least squares; return w, (M, 2O + 4, 1).
 
     $$ w = (\Phi^T \Phi + \lambda I)^{-1} \Phi^T R $$
+
+    With ``beyond`` the value does not depend on the time, and the return goes on behind a truncation with the value of
+    the state there, $V(s_t) = R_t + d_t V(s_T)$: the same least squares on the features $\phi(s_t) - d_t \phi(s_T)$.
 
     Args:
         observations: (M, T, E, O).
         returns: targets, (M, T, E).
         mask: 1 where a step counts, (M, T, E).
+        beyond: how to go on behind the time limit; None ends there, and the time is a feature.
     """
     # float64: a float32 sum over thousands of states rounds more than the ridge adds
-    phi = features(observations, _times(observations)).flatten(1, 2).double()
+    if beyond is None:
+        phi = features(observations, _times(observations)).flatten(1, 2).double()
+    else:
+        last = _timeless(beyond.final).unsqueeze(1)
+        phi = (_timeless(observations) - beyond.discount.unsqueeze(-1) * last).flatten(1, 2)
     weighted = (phi * mask.flatten(1, 2).unsqueeze(-1)).transpose(1, 2)
     gram = torch.bmm(weighted, phi)
     moment = torch.bmm(weighted, returns.flatten(1, 2).unsqueeze(-1).double())
@@ -47,10 +69,15 @@ def predict(weights: Tensor, observations: Tensor) -> Tensor:
     return torch.bmm(phi, weights).view(observations.shape[:-1]).to(observations.dtype)
 
 
-def predict_final(weights: Tensor, observations: Tensor, mask: Tensor) -> Tensor:
-    """Value the states after the episodes' last steps, (M, E), of observations (M, E, O)."""
-    phi = features(observations, mask.sum(1)).double()
-    return torch.bmm(phi, weights).squeeze(-1).to(observations.dtype)
+def predict_timeless(weights: Tensor, observations: Tensor) -> Tensor:
+    """Value every state, (M, ...), of observations (M, ..., O), with weights fitted with ``beyond``."""
+    phi = _timeless(observations).flatten(1, -2)
+    return torch.bmm(phi, weights).view(observations.shape[:-1]).to(observations.dtype)
+
+
+def _timeless(observations: Tensor) -> Tensor:
+    """Features at time 0 everywhere: the ridge gives those of the time no weight."""
+    return features(observations, torch.zeros_like(observations[..., 0])).double()
 
 
 def _times(observations: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class RLDomain:
         gamma: discount.
         gae_lambda: 0 for one-step, 1 for Monte-Carlo advantages.
         surrogate: form of the inner loss.
-        bootstrap: value the state at the time limit by the baseline instead of by 0 (a finite horizon).
+        bootstrap: value the state at the time limit by a baseline without time, instead of by 0 (a finite horizon).
         workers: threads and device.
     """
 
@@ -49,6 +49,10 @@ class RLDomain:
     workers: Workers = field(default_factory=Workers)
     _batches: dict[tuple[int, int, int], tuple[RLFamily, EnvBatch]] = field(default_factory=dict, repr=False)
     _pools: dict[int, Workers] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the surrogate's name."""
+        PolicyLoss(self.policy, self.surrogate)
 
     @property
     def metric(self) -> str:
@@ -124,17 +128,23 @@ class RLDomain:
 
         def values(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
             observations, mask = rollouts.observations[tasks], rollouts.mask[tasks]
-            fitted = baseline.fit(observations, targets[tasks], mask)
-            last = baseline.predict_final(fitted, rollouts.final_observations[tasks], mask)
+            if self.bootstrap:
+                final = rollouts.final_observations[tasks]
+                left = mask.sum(1, keepdim=True) - torch.arange(horizon, device=mask.device)[:, None]
+                discount = torch.where(rollouts.truncated[tasks].any(1, keepdim=True), self.gamma**left, 0.0)
+                fitted = baseline.fit(observations, targets[tasks], mask, baseline.Beyond(final, discount))
+                valued, last = (baseline.predict_timeless(fitted, x) for x in (observations, final))
+            else:
+                fitted = baseline.fit(observations, targets[tasks], mask)
+                valued, last = baseline.predict(fitted, observations), torch.zeros_like(mask[:, 0])
             behaviour = Gaussian(rollouts.behaviour.mean[tasks].flatten(1, 2), rollouts.behaviour.log_std[tasks])
             log_probs = gaussian.log_prob(behaviour, rollouts.actions[tasks].flatten(1, 2))
-            return baseline.predict(fitted, observations), last, log_probs
+            return valued, last, log_probs
 
         parts = self.workers.map(values, chunks(num_tasks, horizon * episodes, self.workers.device))
         values_MTE, last_ME, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
         next_values = torch.cat([values_MTE[:, 1:], torch.zeros_like(values_MTE[:, :1])], 1)
-        limit = last_ME.unsqueeze(1) if self.bootstrap else torch.zeros_like(last_ME).unsqueeze(1)
-        next_values = torch.where(rollouts.truncated, limit, next_values)
+        next_values = torch.where(rollouts.truncated, last_ME.unsqueeze(1), next_values)
         advantages = returns.advantages(
             rollouts.rewards,
             values_MTE,

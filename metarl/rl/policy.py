@@ -42,9 +42,15 @@ class GaussianPolicy:
     min_std: float = 1e-6
 
     def init(self, generator: torch.Generator) -> Params:
-        """Return fresh parameters."""
-        log_std = torch.full((self.action_size,), math.log(self.init_std))
-        return {**self.net.init(generator), "log_std": log_std}
+        """Return fresh parameters.
+
+        Raises:
+            ValueError: if the network has a parameter called ``log_std``, which is the policy's own.
+        """
+        weights = self.net.init(generator)
+        if "log_std" in weights:
+            raise ValueError("the network has a parameter called log_std, which is the policy's own; rename it")
+        return {**weights, "log_std": torch.full((self.action_size,), math.log(self.init_std))}
 
     def distribution(self, params: Params, observations: Tensor) -> Gaussian:
         """Return the action distribution at observations (M, N, O)."""

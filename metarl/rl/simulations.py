@@ -56,7 +56,8 @@ class Simulations:
         """Apply actions float32 (B, A) and keep what comes of it; return observations float32 (B, O)."""
         if not np.isfinite(actions).all():
             raise SettingsError(
-                f"the policy's actions are not finite at step {self._time}: adaptation diverged; lower inner_lr"
+                f"the policy's actions are not finite at step {self._time}: adaptation diverged; lower inner_lr (a run"
+                " goes on with another one from its last checkpoint: init_from=RUN and a new run_dir)"
             )
         assert self._env is not None
         with self._blamed(f"at step {self._time}"):
@@ -64,8 +65,8 @@ class Simulations:
             shape = self.alive.shape
             observations = self._checked("observations", observations, self.final.shape)
             rewards = self._checked("rewards", rewards, shape)
-            terminated = _shaped("terminated", terminated, shape)
-            truncated = _shaped("truncated", truncated, shape)
+            terminated = _shaped("terminated", terminated, shape).astype(bool)
+            truncated = _shaped("truncated", truncated, shape).astype(bool)
         t, alive = self._time, self.alive
         self._mask[t] = alive
         self._rewards[t] = np.where(alive, rewards, 0.0)
@@ -88,7 +89,7 @@ class Simulations:
         }
 
     def _checked(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        values = np.asarray(_shaped(name, values, shape), dtype=np.float32)
+        values = _shaped(name, values, shape).astype(np.float32, copy=False)
         finite = np.isfinite(values)
         if finite.all():
             return values
@@ -119,4 +120,4 @@ class Simulations:
 def _shaped(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if np.shape(values) != shape:
         raise FamilyError(f"{name} have shape {np.shape(values)} instead of {shape}")
-    return values
+    return np.asarray(values)

@@ -40,7 +40,7 @@ class RunSettings:
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
     eval_every: int = setting(25, "iterations between validations; 0 never validates", low=0)
     eval_tasks: int = setting(20, "tasks of a validation", low=1)
-    eval_steps: int = setting(1, "inner updates of a validation", low=0)
+    eval_steps: int | None = setting(None, "inner updates of a validation; null: as in training, at least 1", low=0)
     checkpoint_every: int = setting(1, "iterations between checkpoints", low=1)
     chunk_tasks: int | None = setting(None, "tasks differentiated at once; null chooses by the data's size", low=1)
     device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
@@ -131,7 +131,10 @@ def finish(env: str, algo: str, tree: Tree) -> RunConfig:
         except (TypeError, ValueError) as error:  # a family's own check of combinations need not know our error
             raise SettingsError(f"{group}={name} refuses its settings: {error}") from error
     run = check(RunSettings, {key: value for key, value in tree.items() if key not in groups})
-    return RunConfig(env, algo, checked["env"], checked["algo"], RunSettings(**run))
+    settings = RunSettings(**run)
+    if settings.eval_steps is None:
+        settings = dataclasses.replace(settings, eval_steps=max(1, settings.inner_steps))
+    return RunConfig(env, algo, checked["env"], checked["algo"], settings)
 
 
 def resolve(

@@ -99,9 +99,10 @@ def _loop(
             row["env_steps_per_second"] = (state.env_steps - before) / row["seconds_iteration"]
             is_best = False
             if run.eval_every and state.iteration % run.eval_every == 0:
-                row |= validate(learner, state, run.eval_tasks, run.eval_steps)
+                steps = run.eval_steps or 0
+                row |= validate(learner, state, run.eval_tasks, steps)
                 # judged as it is trained: what never adapts (an oracle) must not be chosen by how it adapts
-                score = row[f"validation_{learner.domain.metric}_{min(run.eval_steps, run.inner_steps)}"]
+                score = row[f"validation_{learner.domain.metric}_{min(steps, run.inner_steps)}"]
                 is_best = math.isfinite(score) and (best is None or _better(learner, score, best.score))
                 best = Best(score, state.iteration) if is_best else best
             file.write(row)  # before the checkpoint: a kill between the two repeats the iteration and its row
@@ -140,8 +141,10 @@ def restored(checkpoint: Checkpoint, learner: MetaLearner) -> tuple[MetaState, B
         group, _, rest = name.partition("/")
         groups[group][rest] = value
     meta = {name: value.to(device) for name, value in groups["meta"].items()}
-    # counters stay on the CPU, where they are read
-    outer = {name: value.to(device) if value.dim() else value for name, value in groups["outer"].items()}
+    # on the device where the rule puts it (counters are read on the CPU), and as at the start where an older version of
+    # the rule did not save it
+    fresh = learner.outer.init(meta)
+    outer = {name: groups["outer"].get(name, value).to(value.device) for name, value in fresh.items()}
     state = MetaState(meta, outer, record["iteration"], record["env_steps"], record["seed"])
     return state, Best(**record["best"]) if record["best"] else None
 

@@ -111,6 +111,21 @@ def test_adapting_is_gradient_steps_by_hand(maml, by_hand):
     assert float(fresh.rewards.sum(1).mean()) == pytest.approx(curve.values[2, 0], rel=1e-5)
 
 
+def test_rates_of_ones_own_hold_update_by_update(maml, by_hand):
+    """A rate that is ignored, or taken by another update; one number holds for all."""
+    tasks, params = Tasks.from_json([{"velocity": 0.4}]), {n: v[None].clone() for n, v in maml.meta.items()}
+    for step, (episodes, lr) in enumerate(((3, 0.3), (2, 0.02))):
+        domain = dataclasses.replace(maml.learner.domain, episodes=episodes)
+        params = by_hand(domain, params, domain.judge(domain.rollout(params, tasks, (4, 2, step))[0]), lr)
+    policy, _ = maml.adapt(tasks, rollouts=5, seed=4, inner_lr=(0.3, 0.02))
+    for name, value in params.items():
+        torch.testing.assert_close(policy.params[name], value, rtol=1e-4, atol=1e-5)
+    one, same = (maml.adapt(tasks, rollouts=5, inner_lr=lr)[1].values for lr in (0.05, (0.05, 0.05)))
+    np.testing.assert_array_equal(one, same)
+    with pytest.raises(SettingsError, match="inner_lr=0 is too small"):
+        maml.adapt(tasks, inner_lr=0)
+
+
 def test_a_gymnasium_environment_is_the_same_task(maml):
     """The same body, reward, resets and noise through Gymnasium's own environment: the same rollouts and parameters."""
     # 20 episodes are 200 states; on the run's 30 the 38 features of the baseline fit everything, and rounding decides
@@ -213,6 +228,8 @@ def test_what_cannot_adapt_says_so(maml, runs):
         metarl.load(runs["maml"], "lst")
     with pytest.raises(SettingsError, match="no best checkpoint"):
         metarl.load(runs["pretrained"], "best")
+    with pytest.raises(SettingsError, match="device=gpu is not one of auto, cpu, cuda"):
+        metarl.load(runs["maml"], device="gpu")
 
 
 def test_act_is_the_mean_by_hand(maml):
@@ -249,6 +266,9 @@ def test_act_draws_from_the_policy(maml):
     np.testing.assert_array_equal(narrow.act(zeros, deterministic=False), drawn)
     another = dataclasses.replace(narrow, seed=1)
     assert (another.act(zeros, deterministic=False) != drawn).mean() > 0.99
+    rng = np.random.default_rng(0)  # where observations repeat, a generator of one's own goes on
+    first, second = (narrow.act(zeros[0], deterministic=False, rng=rng) for _ in range(2))
+    assert (first != second).all()
 
 
 def test_an_oracle_is_told_its_task(runs):

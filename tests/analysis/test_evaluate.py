@@ -223,6 +223,7 @@ def test_picture_says_what_it_shows(runs, evaluated, tmp_path):
         (("run={maml}", "inner_lr=fast"), "inner_lr"),
         (("run={maml}", "tune=true", "inner_lr=0.1"), "inner_lr= has no effect"),
         (("run={maml}", "video=true", "tune=true"), "tune= has no effect"),
+        (("run={maml}", "tune=true", "split=validation"), "judge them on split=test"),
         (("run={maml}", "checkpoint=first"), "last, best"),
         (("run={pretrained}", "checkpoint=best"), "no best checkpoint; use checkpoint=last"),
         (("run={sinusoid}", "rollouts=[1,2]"), "rollouts= belongs to reinforcement learning"),

@@ -32,10 +32,11 @@ class Written:
     product: object = None
     candidates: list = field(default_factory=list)
     fraction: float = 0.0
+    recorded_kl: float = 0.0
 
     def gradient(self, meta):
         flat = ravel(meta)
-        return Outcome(float(self.loss(flat)), 0.0), unravel(self.slope(flat), meta)
+        return Outcome(float(self.loss(flat)), self.recorded_kl), unravel(self.slope(flat), meta)
 
     def fisher(self, meta, fraction):
         self.fraction = fraction
@@ -173,6 +174,14 @@ def test_trpo_never_accepts_more_kl_or_more_loss():
             assert updated is meta
             assert metrics["line_search_steps"] == 4.0
     assert seen == {0.0, 1.0}
+
+
+def test_trpo_refuses_a_model_that_is_not_the_one_that_acted():
+    """Batch statistics or dropout predict otherwise than when the data were drawn: every candidate would fail, for ever."""
+    meta, problem, _, _ = _quadratic_problem()
+    problem.recorded_kl = 0.05
+    with pytest.raises(ValueError, match=r"differ from those recorded with the data \(KL 0.05 before any step\)"):
+        TRPO(max_kl=0.01).step(meta, problem, TRPO().init(meta))
 
 
 def test_trpo_does_not_accept_an_equal_loss():

@@ -15,6 +15,7 @@ from metarl.core import GradientStep
 from metarl.core.inner import TaskLoss
 from metarl.core.params import Params
 from metarl.families import RLSpec, Shots, ShotSpec, Step, TaskParameter, Tasks, split_uniform
+from metarl.settings import SettingsError
 from metarl.testing import check_family, check_meta_gradient
 
 
@@ -272,3 +273,35 @@ def test_sound_rules_pass_first_order_when_declared_and_learned_step_sizes():
     check_meta_gradient(lambda loss: GradientStep(loss, 0.1, first_order=True), exact=False)
     rates = {"rates": torch.tensor(0.3, dtype=torch.float64)}
     check_meta_gradient(lambda loss: Flawed(loss, "meta-sgd"), extra=rates)
+
+
+def test_a_notebooks_cell_may_run_twice():
+    """The same definition again replaces the old one; another class of the same name is refused."""
+
+    def define(bound):
+        @dataclasses.dataclass(frozen=True)
+        class Mine:
+            size: int = bound
+
+        return Mine
+
+    name, first, second = "defined-in-a-notebook", define(1), define(2)
+    try:
+        families.register_family(name)(first)
+        assert families.register_family(name)(second) is second
+        assert families.lookup(name) is second
+        other = dataclasses.make_dataclass("Other", [("size", int, 3)])
+        with pytest.raises(SettingsError, match="exists already"):
+            families.register_family(name)(other)
+        with pytest.raises(SettingsError, match="exists already"):
+            families.register_family("sinusoid")(first)
+    finally:
+        families._registered.pop(name, None)
+
+
+def test_tasks_keep_their_values_and_leave_the_callers_array_alone():
+    """A view would change with the caller's array, and freezing it would break the caller."""
+    values = np.array([[1.0], [2.0]])
+    tasks = families.Tasks(("v",), values[:1])
+    values[0] = 7.0
+    assert tasks["v"].tolist() == [1.0]

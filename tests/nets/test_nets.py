@@ -168,6 +168,16 @@ def test_recurrent_modules_work_without_being_told_how(kind):
         assert bool(expected[name].any()), f"{name} is not used"
 
 
+def test_fast_tanh_without_a_graph_is_the_same_and_leaves_its_argument():
+    """An in-place short cut that overwrites what the caller still needs, or other bits than those of training."""
+    x = torch.linspace(-9, 9, 101)
+    before = x.clone()
+    with torch.no_grad():
+        quick = tanh(x)
+    assert torch.equal(quick, tanh(x.clone().requires_grad_()).detach())
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("how", [{}, {"vectorize": False}], ids=["default", "looped"])
 def test_a_module_with_buffers_is_called_and_never_changed(how):
     """Running statistics that move make the second evaluation of the same parameters another one."""

@@ -171,13 +171,18 @@ def test_advantages_are_those_of_a_plain_loop(point_mass, bootstrap, gae_lambda)
 
         def phi(observation, t):
             s = np.clip(np.asarray(observation, dtype=np.float64), -10, 10)
-            return np.concatenate([s, s**2, [t / 100, (t / 100) ** 2, (t / 100) ** 3, 1.0]])
+            tau = (
+                0.0 if bootstrap else t / 100
+            )  # a value that goes on behind the time limit does not depend on the time
+            return np.concatenate([s, s**2, [tau, tau**2, tau**3, 1.0]])
 
         rows, goals = [], []
         for e in range(E):
             for t in range(lengths[e]):
                 rows.append(phi(r.observations[m, t, e], t))
                 goals.append(sum(gamma ** (k - t) * rewards[k, e] for k in range(t, lengths[e])))
+                if bootstrap and bool(r.truncated[m, lengths[e] - 1, e]):  # the return goes on with the value behind it
+                    rows[-1] = rows[-1] - gamma ** (lengths[e] - t) * phi(r.final_observations[m, e], 0)
         rows.extend(np.sqrt(1e-5) * np.eye(len(rows[0])))
         w = np.linalg.lstsq(np.array(rows), np.array(goals + [0.0] * len(rows[0])), rcond=None)[0]
 
@@ -235,6 +240,25 @@ def test_same_seed_same_bits(point_mass, threads):
         assert torch.equal(a, c), name
     assert not torch.equal(first.observations[:, 0], other.observations[:, 0])
     assert not torch.equal(first.actions, other.actions)
+
+
+def test_flags_may_be_numbers(point_mass):
+    """A family whose flags are 0.0 and 1.0 is as good as one that returns booleans."""
+
+    class Numbers:
+        def __init__(self, env):
+            self.env, self.reset = env, env.reset
+
+        def step(self, actions):
+            step = self.env.step(actions)
+            return step._replace(terminated=step.terminated.astype(float), truncated=step.truncated.astype(int))
+
+    class Family(point_mass):
+        def batch(self, num_envs, threads):
+            return Numbers(super().batch(num_envs, threads))
+
+    flags, numbers = (_tensors(_collected(family)[2]) for family in (point_mass(), Family()))
+    assert all(torch.equal(flags[name], numbers[name]) for name in flags)
 
 
 def test_another_family_gets_its_own_simulations(point_mass):

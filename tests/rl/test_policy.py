@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from metarl.core.params import ravel, unravel
-from metarl.nets import MLP
+from metarl.nets import MLP, from_module
 from metarl.rl import GaussianPolicy, PolicyLoss, PolicyQuery
 from metarl.rl import policy as gaussian
 from metarl.rl.losses import Batch
@@ -77,6 +77,14 @@ def test_actions_are_mean_plus_std_times_noise():
         mean = observations[m] @ params["0.weight"][m] + params["0.bias"][m]
         torch.testing.assert_close(means[m], mean, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(actions[m], mean + params["log_std"][m].exp() * noise[m], rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_cannot_bring_a_log_std_of_its_own():
+    """It would be overwritten without a word."""
+    module = torch.nn.Module()
+    module.log_std = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="log_std"):
+        GaussianPolicy(from_module(module), 2).init(torch.Generator())
 
 
 def test_the_smallest_standard_deviation_holds_and_has_no_gradient():

@@ -167,7 +167,6 @@ def test_fit_is_ridge_regression_of_each_task_on_its_valid_steps():
     observations, targets, mask = _episodes()
     weights = baseline.fit(observations, targets, mask)
     values = baseline.predict(weights, observations)
-    final = baseline.predict_final(weights, observations[:, 0], mask)
     for m in range(M):
         expected = _ridge(*(x[m].numpy() for x in (observations, targets, mask)))
         np.testing.assert_allclose(weights[m, :, 0].numpy(), expected, rtol=1e-5, atol=1e-6)
@@ -175,9 +174,21 @@ def test_fit_is_ridge_regression_of_each_task_on_its_valid_steps():
             for e in range(E):
                 value = expected @ _features(observations[m, t, e].numpy(), t)
                 assert values[m, t, e].item() == pytest.approx(value, rel=1e-5, abs=1e-5)
-        for e in range(E):  # the state after the last step of an episode of length L has time L
-            value = expected @ _features(observations[m, 0, e].numpy(), int(mask[m, :, e].sum()))
-            assert final[m, e].item() == pytest.approx(value, rel=1e-5, abs=1e-5)
+
+
+def test_value_behind_the_time_limit_is_that_of_a_task_that_goes_on():
+    """x' = 0.9 x with reward 1 + x for ever is worth 1 / (1 - gamma) + x / (1 - 0.9 gamma); a baseline that is fitted to
+    the returns up to the limit takes the state there to be worth nothing."""
+    gamma, steps = 0.95, 6
+    x = torch.rand(1, 1, 8, 1, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 5
+    x = x * 0.9 ** torch.arange(steps + 1)[:, None, None]  # (1, T + 1, E, 1)
+    mask = torch.ones(1, steps, 8, dtype=torch.double)
+    targets = returns.discounted_returns(1 + x[:, :-1, :, 0], mask, gamma)
+    left = steps - torch.arange(steps)[:, None].expand(steps, 8)
+    weights = baseline.fit(x[:, :-1], targets, mask, baseline.Beyond(x[:, -1], gamma ** left[None].double()))
+    for states in (x[:, :-1], x[:, -1]):
+        expected = 1 / (1 - gamma) + states[..., 0] / (1 - 0.9 * gamma)
+        torch.testing.assert_close(baseline.predict_timeless(weights, states), expected, rtol=1e-3, atol=0)
 
 
 def test_fit_ignores_padding_and_other_tasks():

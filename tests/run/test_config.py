@@ -81,6 +81,10 @@ def _python(argv: list[str]) -> RunConfig:
         (["env=toy", "gamma=0.9"], "run.gamma", 0.9),
         (["env=toy", "algo=maml-sgd"], "run.gamma", 0.99),
         (["env=toy"], "run.iterations", 300),
+        # a validation adapts as training does, and shows adaptation even where training has none
+        (["env=toy", "inner_steps=3"], "run.eval_steps", 3),
+        (["env=toy", "inner_steps=0"], "run.eval_steps", 1),
+        (["env=toy", "inner_steps=3", "eval_steps=0"], "run.eval_steps", 0),
         (["env=toy"], "run.hidden_sizes", (8, 4)),
         (["env=toy", "hidden_sizes=[5]"], "run.hidden_sizes", (5,)),
         (["env=toy", "hidden_sizes=[]"], "run.hidden_sizes", ()),
