@@ -28,11 +28,11 @@ _CELLS = 1000
 _SPLIT_DIGITS: dict[Split, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "validation": (8,), "test": (9,)}
 
 
-class FamilyError(RuntimeError):
+class FamilyError(Exception):
     """A task family broke its contract while running; the message is one line that names family, task and step."""
 
 
-class EnvFault(RuntimeError):
+class EnvFault(Exception):
     """A simulation broke down in :meth:`EnvBatch.step`; raise it to name the simulations instead of returning nonsense.
 
     Args:
@@ -287,6 +287,8 @@ def drawn(family: Family, num_tasks: int, split: Split, seed: int | Sequence[int
     name, wanted = type(family).__name__, tuple(p.name for p in family.spec.parameters)
     try:
         tasks = family.sample_tasks(num_tasks, split, seed)
+    except MemoryError:  # of so many tasks: not the family's doing
+        raise
     except Exception as error:  # a family is foreign code and may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise FamilyError(f"Family {name} failed drawing {num_tasks} {split} tasks: {reason}") from error

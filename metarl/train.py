@@ -6,13 +6,14 @@ Start reading here: train -> :mod:`metarl.run.trainer` -> :mod:`metarl.learner` 
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 
 from metarl.run import arguments
-from metarl.run.command import guarded
+from metarl.run.command import guarded, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,9 +44,13 @@ def _main(argv: list[str]) -> int:
     # the learner brings its own threads; torch's would wait for the physics' and the physics' for them
     torch.set_num_threads(1)
     command = shlex.join(["python", "-m", "metarl.train", *argv])
+    if len(configs) == 1:
+        return train(configs[0], command)
     codes = []
-    for config in configs:
-        codes.append(train(config, command))
+    for number, (job, config) in enumerate(zip(expand(argv), configs, strict=True)):
+        say(f"job {number}: {shlex.join(job)}")
+        # a job that fails says so, and the next ones run all the same
+        codes.append(guarded(functools.partial(train, config, command)))
         if codes[-1] > 128:
             break
     return max(codes)

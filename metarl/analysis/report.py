@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import pathlib
 import tempfile
@@ -30,8 +31,26 @@ def write(result: Mapping[str, Any], out: pathlib.Path, by: str) -> None:
         (fresh / "curve.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _write_csv(fresh / "curve.csv", result)
         plots.adaptation(result, fresh / "curve.png", by)
+        _keep_other(result, out)
         for file in sorted(fresh.iterdir()):
             file.replace(out / file.name)
+
+
+def _keep_other(result: Mapping[str, Any], out: pathlib.Path) -> None:
+    """Give an earlier result of other settings a number, ``curve-1.json`` and so on: it may have taken hours."""
+    try:
+        old = json.loads((out / "curve.json").read_text(encoding="utf-8"))
+        same = json.dumps(old["settings"]) == json.dumps(result["settings"])
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if same:
+        return
+    number = next(n for n in itertools.count(1) if not (out / f"curve-{n}.json").exists())
+    for suffix in ("csv", "png", "json"):  # the one that is looked for comes last
+        with contextlib.suppress(FileNotFoundError):
+            (out / f"curve.{suffix}").replace(out / f"curve-{number}.{suffix}")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from metarl import algorithms, families
 from metarl.core.parallel import Workers
 from metarl.domain import Domain
-from metarl.families import FamilyError, RLSpec
+from metarl.families import FamilyError, RLSpec, ShotSpec
 from metarl.fewshot import ShotDomain
 from metarl.learner import MetaLearner
 from metarl.nets import MLP
@@ -80,6 +80,9 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     except Exception as error:  # a family is foreign code and may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise FamilyError(f"Family {type(family).__name__} has no spec: {reason}") from error
+    fault = _fault(spec)
+    if fault:
+        raise FamilyError(f"Family {type(family).__name__} has a spec {fault}")
     if isinstance(spec, RLSpec):
         inputs = spec.observation_size + (len(spec.parameters) if spec.oracle else 0)
         policy = GaussianPolicy(
@@ -97,3 +100,24 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
         )
     inputs = math.prod(spec.input_shape)
     return ShotDomain(family, MLP((inputs, *run.hidden_sizes, spec.target_size), run.activation), workers)
+
+
+def _fault(spec: object) -> str:
+    """Say what no learner can be built from; empty where there is nothing."""
+    if isinstance(spec, RLSpec):
+        sizes = {name: getattr(spec, name) for name in ("observation_size", "action_size", "horizon")}
+        if not spec.action_low < spec.action_high:
+            return f"whose action_low={spec.action_low} is not smaller than action_high={spec.action_high}"
+    elif isinstance(spec, ShotSpec):
+        sizes = {"target_size": spec.target_size, **{f"input_shape[{i}]": n for i, n in enumerate(spec.input_shape)}}
+        loss: str = spec.loss
+        if loss != "mse":
+            return f"whose loss='{loss}' is not one of mse"
+    else:
+        return f"of type {type(spec).__name__}, not RLSpec or ShotSpec"
+    wrong = [f"whose {name}={n!r} is no positive whole number" for name, n in sizes.items() if not _positive(n)]
+    return wrong[0] if wrong else ""
+
+
+def _positive(size: Any) -> bool:
+    return isinstance(size, int) and size > 0

@@ -31,7 +31,8 @@ def guarded(command: Callable[[], int]) -> int:
         warnings.showwarning = _show
         try:
             code = command()
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a daemon may have none
+                sys.stdout.flush()
             return code
         except BrokenPipeError:
             _drop_output()

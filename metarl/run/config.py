@@ -35,7 +35,7 @@ class RunSettings:
     gamma: float = setting(0.99, "discount (RL)", low=0, high=1)
     gae_lambda: float = setting(1.0, "0: one-step, 1: Monte-Carlo advantages (RL)", low=0, high=1)
     bootstrap: bool = setting(False, "value the state at the time limit instead of a finite horizon (RL)")
-    hidden_sizes: tuple[int, ...] = setting((64, 64), "widths of the network's hidden layers", low=1)
+    hidden_sizes: tuple[int, ...] = setting((64, 64), "widths of the network's hidden layers", low=1, high=1_000_000)
     activation: str = setting("tanh", "between the layers", choices=("tanh", "relu"))
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
     eval_every: int = setting(25, "iterations between validations; 0 never validates", low=0)
@@ -128,8 +128,9 @@ def finish(env: str, algo: str, tree: Tree) -> RunConfig:
             groups[group](**checked[group])
         except SettingsError:
             raise
-        except (TypeError, ValueError) as error:  # a family's own check of combinations need not know our error
-            raise SettingsError(f"{group}={name} refuses its settings: {error}") from error
+        except Exception as error:  # a family is foreign code, and its check of combinations need not know our error
+            reason = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}"
+            raise SettingsError(f"{group}={name} refuses its settings: {reason}") from error
     run = check(RunSettings, {key: value for key, value in tree.items() if key not in groups})
     settings = RunSettings(**run)
     if settings.eval_steps is None:

@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,6 +27,11 @@ CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, EVALUATION, LOCK = (
 
 # Where runs go that have no run_dir.
 _RUNS = pathlib.Path("runs")
+
+# What a writer leaves that was killed before its first complete file.
+_LITTER = frozenset({LOCK, f".{CONFIG}.tmp"})
+# What a run writes; nothing else in its directory is ever removed.
+_OWN = frozenset({CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, "provenance.json", LOCK})
 
 # A resumed run may differ in these: where it runs, how far, how often it says so.
 _FREE = ("run.device", "run.threads")
@@ -58,7 +64,8 @@ def check(config: RunConfig) -> list[str]:
             or if ``init_from`` is no run.
     """
     run = config.run
-    if run.init_from is not None:
+    begun = run.resume == "auto" and run.run_dir is not None and os.path.isdir(os.path.join(run.run_dir, CHECKPOINTS))
+    if run.init_from is not None and not begun:  # a run that goes on needs it no longer
         read_config(pathlib.Path(run.init_from))
     if run.run_dir is None:
         if run.resume == "auto":
@@ -67,9 +74,11 @@ def check(config: RunConfig) -> list[str]:
         return []
     path = pathlib.Path(run.run_dir)
     _refuse_unwritable(path)
-    if not [name for name in _listed(path) if name != LOCK]:
+    if os.path.exists(path.parent / CONFIG) and os.path.exists(path.parent / CHECKPOINTS):
+        raise SettingsError(f"run_dir={path} lies inside another run; choose another directory")
+    if not set(_listed(path)) - _LITTER:
         return []
-    if not (path / CONFIG).exists():
+    if not os.path.exists(path / CONFIG):
         raise SettingsError(f"run_dir={path} holds files of something else (no {CONFIG}); choose another directory")
     if run.resume != "auto":
         raise SettingsError(
@@ -97,7 +106,7 @@ def held(place: Place) -> Iterator[None]:
     """Hold the run's lock. Of a new run that fails before its first row nothing stays behind."""
     try:
         with RunLock(place.path / LOCK):
-            new = not (place.path / CONFIG).exists()
+            new = not os.path.exists(place.path / CONFIG)
             try:
                 yield
             except BaseException:
@@ -128,15 +137,20 @@ def read_config(path: pathlib.Path) -> RunConfig:
     Raises:
         SettingsError: if ``path`` is no run directory or its configuration cannot be read.
     """
-    if not path.is_dir():
-        raise SettingsError(f"{path} does not exist; name a directory that python -m metarl.train has made")
     file = path / CONFIG
-    if not file.exists():
-        raise SettingsError(f"{path} is not a run directory: it has no {CONFIG}")
     try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise NotADirectoryError
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise OSError("it is no regular file")
         return from_yaml(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise SettingsError(f"{file} cannot be read: {error}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if os.path.isdir(path):
+            raise SettingsError(f"{path} is not a run directory: it has no {CONFIG}") from error
+        raise SettingsError(f"{path} does not exist; name a directory that python -m metarl.train has made") from error
+    except (ValueError, OSError, KeyError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise SettingsError(f"{file} cannot be read: {reason}") from error
 
 
 def write_config(path: pathlib.Path, config: RunConfig) -> None:
@@ -157,6 +171,8 @@ def _compatible(path: pathlib.Path, config: RunConfig) -> list[str]:
             continue
         shown = key.removeprefix("run.")
         before, now = _value(old, key), _value(config, key)
+        if key == "run.init_from" and before and now and os.path.abspath(before) == os.path.abspath(now):
+            continue
         if key == _GROWS:
             if now < before:
                 raise SettingsError(
@@ -225,8 +241,8 @@ def _has_rows(path: pathlib.Path) -> bool:
 
 
 def _clear(place: Place) -> None:
-    """Remove a run's files; the lock as well, unless the directory was there before and others may wait for it."""
-    for entry in list(place.path.iterdir()):
+    """Remove a run's own files; the lock as well, unless the directory was there before and others may wait for it."""
+    for entry in [e for e in place.path.iterdir() if e.name in _OWN or e.name.startswith(".")]:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         elif entry.name != LOCK or place.path in place.made:

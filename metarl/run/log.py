@@ -9,6 +9,7 @@ import pathlib
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -28,9 +29,14 @@ class MetricsFile:
     def __init__(self, path: pathlib.Path, iterations: int) -> None:
         self._path = path
         with writing(path):
+            if path.exists() and not path.is_file():
+                raise OSError("it is no regular file")
             kept = _rows(path, iterations) if path.exists() else b""
             with path.open("ab") as file:
                 file.truncate(len(kept))
+        missing = iterations - kept.count(b"\n")
+        if missing:
+            warnings.warn(f"{path} lacks the rows of {missing} earlier iterations", RuntimeWarning, stacklevel=2)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one row; it is on the disk when this returns, or nothing of it is where the disk is full."""
@@ -49,10 +55,13 @@ class MetricsFile:
 
 
 def _rows(path: pathlib.Path, iterations: int) -> bytes:
-    """Return the leading rows whose iteration is below ``iterations``; a half-written row ends them."""
+    """Return the leading rows whose iteration is below ``iterations``; a half-written or unreadable row ends them."""
     kept = b""
-    for line in path.read_bytes().splitlines(keepends=True)[:iterations]:
-        if not line.endswith(b"\n"):
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["iteration"] >= iterations:
+                break
+        except (ValueError, KeyError, TypeError):
             break
         kept += line
     return kept

@@ -11,12 +11,15 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import torch
 
+from metarl.core.params import Params
+from metarl.families import EnvFault, FamilyError
 from metarl.learner import VALIDATION, MetaLearner, MetaState
 from metarl.run.build import build_learner
 from metarl.run.checkpoint import Checkpoint, CheckpointStore
@@ -50,28 +53,28 @@ def train(config: RunConfig, command: str) -> int:
         SettingsError: for what the user can correct; nothing has been written then.
     """
     learner = build_learner(config)
-    start = _warm_started(learner, config)
     place = prepare(config)
     path = place.path
     quoted = shlex.quote(f"run_dir={path}")
-    with held(place):
+    with held(place), _Stop() as stop:
         say(f"run_dir: {path}")
         for warning in place.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         store = CheckpointStore(path / CHECKPOINTS)
         store.clean()
         saved = store.latest()
-        state, best = restored(saved, learner) if saved else (start, None)
+        _refuse_lost_checkpoints(path, config, bool(saved))
+        state, best = restored(saved, learner) if saved else (_warm_started(learner, config), None)
         if state.iteration >= config.run.iterations:
             say(f"complete: all {config.run.iterations} iterations are done")
             return 0
         with writing(path):
             write_config(path, config)
             record_session(path, command, config, learner, state.iteration)
-        with _Stop() as stop:
-            _loop(learner, state, best, config, path, store, stop)
-        if stop.signal:
-            say(f"stopped by {signal.Signals(stop.signal).name}; continue with {quoted} resume=auto")
+        state = _loop(learner, state, best, config, path, store, stop)
+        if stop.signal and state.iteration < config.run.iterations:
+            name = signal.Signals(stop.signal).name
+            say(f"stopped by {name}; continue with the same command and {quoted} resume=auto")
             return 128 + stop.signal
     say(f"complete: now run  python -m metarl.evaluate {shlex.quote(f'run={path}')}")
     return 0
@@ -85,8 +88,8 @@ def _loop(
     path: pathlib.Path,
     store: CheckpointStore,
     stop: _Stop,
-) -> None:
-    run = config.run
+) -> MetaState:
+    run, saved = config.run, state.iteration
     file = MetricsFile(path / METRICS, state.iteration)
     with (
         contextlib.closing(Board(path / TENSORBOARD, state.env_steps)) as board,
@@ -94,22 +97,50 @@ def _loop(
     ):
         while state.iteration < run.iterations and not stop.signal:
             before = state.env_steps
-            state, metrics = learner.iteration(state)
+            try:
+                state, metrics = learner.iteration(state)
+            except (SettingsError, FamilyError):
+                if state.iteration > saved:  # what is good so far is kept: it can be another run's init_from
+                    store.save(state.iteration, _tensors(state), _record(state, best), best=False)
+                raise
             row = dict(metrics)
             row["env_steps_per_second"] = (state.env_steps - before) / row["seconds_iteration"]
             is_best = False
             if run.eval_every and state.iteration % run.eval_every == 0:
                 steps = run.eval_steps or 0
-                row |= validate(learner, state, run.eval_tasks, steps)
+                row |= _validated(learner, state, run.eval_tasks, steps)
                 # judged as it is trained: what never adapts (an oracle) must not be chosen by how it adapts
-                score = row[f"validation_{learner.domain.metric}_{min(steps, run.inner_steps)}"]
+                score = row.get(f"validation_{learner.domain.metric}_{min(steps, run.inner_steps)}", math.nan)
                 is_best = math.isfinite(score) and (best is None or _better(learner, score, best.score))
                 best = Best(score, state.iteration) if is_best else best
             file.write(row)  # before the checkpoint: a kill between the two repeats the iteration and its row
             if is_best or stop.signal or state.iteration in (run.iterations, _due(state, run.checkpoint_every)):
                 store.save(state.iteration, _tensors(state), _record(state, best), best=is_best)
+                saved = state.iteration
             board.write(row)
             shown.show(row)
+    return state
+
+
+def _refuse_lost_checkpoints(path: pathlib.Path, config: RunConfig, found: bool) -> None:
+    """A run that has more rows than it makes between two checkpoints had one: starting afresh would erase them."""
+    rows = (path / METRICS).read_bytes().count(b"\n") if (path / METRICS).is_file() else 0
+    if not found and rows > config.run.checkpoint_every:
+        raise SettingsError(
+            f"{path} holds {rows} iterations in {METRICS} and no checkpoint to continue from; put its {CHECKPOINTS} back,"
+            " or choose another run_dir"
+        )
+
+
+def _validated(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> dict[str, float]:
+    """Validate; where only adapting fails (a reference that was never trained to adapt may diverge) training goes on."""
+    try:
+        return validate(learner, state, tasks, steps)
+    except (SettingsError, FamilyError) as error:
+        if isinstance(error, FamilyError) and not isinstance(error.__cause__, EnvFault):
+            raise  # a mistake in the family, which training meets as well
+        warnings.warn(f"validation after iteration {state.iteration} failed: {error}", RuntimeWarning, stacklevel=2)
+        return {}
 
 
 def _better(learner: MetaLearner, score: float, than: float) -> bool:
@@ -133,8 +164,14 @@ def validate(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> 
     }
 
 
-def restored(checkpoint: Checkpoint, learner: MetaLearner) -> tuple[MetaState, Best | None]:
-    """Return the state that a checkpoint holds, on the learner's device."""
+def restored(
+    checkpoint: Checkpoint, learner: MetaLearner, where: str = "the checkpoint"
+) -> tuple[MetaState, Best | None]:
+    """Return the state that a checkpoint holds, on the learner's device.
+
+    Raises:
+        SettingsError: if it is that of another network; the message begins with ``where``.
+    """
     record, device = checkpoint.record, learner.domain.workers.device
     groups: dict[str, dict[str, torch.Tensor]] = {"meta": {}, "outer": {}}
     for name, value in checkpoint.tensors.items():
@@ -145,6 +182,7 @@ def restored(checkpoint: Checkpoint, learner: MetaLearner) -> tuple[MetaState, B
     # the rule did not save it
     fresh = learner.outer.init(meta)
     outer = {name: groups["outer"].get(name, value).to(value.device) for name, value in fresh.items()}
+    _refuse_other_network(meta, learner.init(record["seed"]).meta, where)
     state = MetaState(meta, outer, record["iteration"], record["env_steps"], record["seed"])
     return state, Best(**record["best"]) if record["best"] else None
 
@@ -172,15 +210,18 @@ def _warm_started(learner: MetaLearner, config: RunConfig) -> MetaState:
     checkpoint = CheckpointStore(source / CHECKPOINTS).latest()
     if checkpoint is None:
         raise SettingsError(f"init_from={source} has no checkpoint yet")
-    meta = restored(checkpoint, learner)[0].meta
-    shapes, wanted = ({name: tuple(v.shape) for name, v in params.items()} for params in (meta, state.meta))
+    meta = restored(checkpoint, learner, f"init_from={source}")[0].meta
+    return dataclasses.replace(state, meta=meta, outer=learner.outer.init(meta))
+
+
+def _refuse_other_network(meta: Params, own: Params, where: str) -> None:
+    shapes, wanted = ({name: tuple(v.shape) for name, v in params.items()} for params in (meta, own))
     if shapes != wanted:
         culprit = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
         raise SettingsError(
-            f"init_from={source} has another network: {culprit} is {shapes.get(culprit)} there and"
+            f"{where} has another network: {culprit} is {shapes.get(culprit)} there and"
             f" {wanted.get(culprit)} here; use the same hidden_sizes and family"
         )
-    return dataclasses.replace(state, meta=meta, outer=learner.outer.init(meta))
 
 
 class _Stop:

@@ -57,8 +57,9 @@ def test_numbers_are_those_of_a_rollout_by_hand(runs, evaluated):
 
 def test_csv_and_picture_hold_the_same(runs, evaluated):
     """A column of another point or task; a picture that is empty or does not open."""
-    result = evaluated(runs["maml"], f"compare=[{runs['pretrained']}]", "tasks=3", "steps=1")
     out = runs["maml"] / "evaluation"
+    shutil.rmtree(out, ignore_errors=True)
+    result = evaluated(runs["maml"], f"compare=[{runs['pretrained']}]", "tasks=3", "steps=1")
     with (out / "curve.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 3
@@ -76,6 +77,20 @@ def test_csv_and_picture_hold_the_same(runs, evaluated):
     drawn = set(map(tuple, pixels.tolist()))
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= drawn  # a colour of each run
     assert files(runs["maml"]) == ["curve.csv", "curve.json", "curve.png"]
+
+
+def test_a_result_of_other_settings_is_kept(runs, evaluated):
+    """An hour's evaluation that a quick look with two tasks overwrites; the same command again does replace its own."""
+    out = runs["pretrained"] / "evaluation"
+    shutil.rmtree(out, ignore_errors=True)
+    for words in (("tasks=3", "steps=1"), ("tasks=2", "rollouts=[0,1]"), ("tasks=2", "rollouts=[0,1]"), ("tasks=2",)):
+        evaluated(runs["pretrained"], *words)
+    kept = [json.loads((out / f"{name}.json").read_text())["settings"] for name in ("curve-1", "curve-2", "curve")]
+    assert [(s["tasks"], s["rollouts"]) for s in kept] == [(3, []), (2, [0, 1]), (2, [])]
+    stems = ("curve-1", "curve-2", "curve")
+    assert files(runs["pretrained"]) == sorted(
+        f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "json", "png")
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -30,7 +30,9 @@ class Broken:
     @property
     def spec(self):
         _raise_if("spec_raises")
-        return RLSpec((TaskParameter("goal", 0.0, 1.0, "m"),), 1, 1, -1.0, 1.0, self.horizon, 0.0)
+        size = "1" if _fault() == "spec_of_text" else 1
+        spec = RLSpec((TaskParameter("goal", 0.0, 1.0, "m"),), size, 1, -1.0, 1.0, self.horizon, 0.0)
+        return None if _fault() == "no_spec" else spec
 
     def sample_tasks(self, num_tasks, split, seed):
         _raise_if("sample_tasks_raises", "interrupt")
@@ -64,6 +66,8 @@ class Points:
         rewards, none = -np.abs(self.x - self.goal).astype(np.float32), np.zeros(self.count, dtype=bool)
         if self.fault == "step_raises":
             raise OSError(28, "No space left on device")
+        if self.fault == "step_stops":
+            next(iter(()))
         if self.fault == "nan_reward":
             rewards[1] = np.nan
         if self.fault == "step_of_two":
