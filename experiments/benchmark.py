@@ -1,7 +1,8 @@
 """How close to the floor: ``python -m experiments.benchmark iteration|stepping [key=value ...]``.
 
 ``iteration`` times one meta-iteration on halfcheetah-vel against the floor: the physics of the very same episodes, same
-starts and same actions, replayed open loop by the fastest way that there is, and nothing else. ``stepping`` times our
+starts and same actions on Gymnasium's model, replayed open loop by the fastest way that there is, and nothing else; beside
+it, the same on the model as our engine steps it (without the search for islands; the same bits, faster). ``stepping`` times our
 batched stepping, with observations and rewards, against raw physics, Gymnasium's vector environments and EnvPool.
 Repeats are interleaved: each goes once through everything. Measure on an idle machine.
 """
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None, results: pathlib.Path = RESULTS) -> 
 
 def iteration(settings: Settings, threads: int) -> Mapping[str, Any]:
     """Time meta-iterations and the physics of each."""
-    from experiments.physics import PLAYERS
+    from experiments.physics import PLAYERS, play_engine
 
     learner, recorder = _learner(settings, threads)
     # the first iteration is not counted: it makes the simulations, starts the threads and fills the caches
@@ -95,6 +96,7 @@ def iteration(settings: Settings, threads: int) -> Mapping[str, Any]:
         seconds = time.perf_counter() - started
         rollouts = recorder.rewind()
         floors = {name: sum(player(r, threads)[0] for r in rollouts) for name, player in PLAYERS.items()}
+        engine = sum(play_engine(r, threads)[0] for r in rollouts)
         steps = state.env_steps - steps_before
         if steps != sum(r.controls.shape[0] * r.controls.shape[1] for r in rollouts):
             raise AssertionError("the floor must take as many control steps as the iteration")
@@ -105,11 +107,13 @@ def iteration(settings: Settings, threads: int) -> Mapping[str, Any]:
                 "floor": min(floors.values()),
                 "iteration": seconds,
                 "ratio": min(floors.values()) / seconds,
+                "engine_floor": engine,
+                "engine_ratio": engine / seconds,
                 "env_steps_per_second": steps / seconds,
                 "split": {name: metrics[f"seconds_{name}"] for name in SPLIT},
             }
         )
-    numbers = ("floor", "iteration", "ratio", "env_steps_per_second")
+    numbers = ("floor", "iteration", "ratio", "engine_floor", "engine_ratio", "env_steps_per_second")
     summary: dict[str, Any] = {name: _spread([r[name] for r in repeats]) for name in numbers}
     summary["floors"] = {name: _spread([r["floors"][name] for r in repeats]) for name in PLAYERS}
     summary["split"] = {name: _spread([r["split"][name] for r in repeats]) for name in SPLIT}
@@ -175,8 +179,10 @@ def _learner(settings: Settings, threads: int) -> tuple[MetaLearner, RecordedFam
     import metarl
     from experiments.physics import RecordedFamily
     from metarl.rl import RLDomain
+    from metarl.run.memory import keep_freed_memory
 
     torch.set_num_threads(1)  # as metarl.train does: the learner brings its own threads
+    keep_freed_memory()
     learner = metarl.build(
         "halfcheetah-vel",
         env_settings={"horizon": settings.horizon},
@@ -267,6 +273,8 @@ def _print_iteration(summary: Mapping[str, Any], control_steps: int) -> None:
         line(f"  seconds_{name}", spread, 3, "s")
     line("env steps per second", summary["env_steps_per_second"], 0, "/s")
     line("floor / iteration", summary["ratio"], 3, "")
+    line("our model's own floor", summary["engine_floor"], 3, "s")
+    line("our model's own floor / iteration", summary["engine_ratio"], 3, "")
     if "beside_busy" in summary:
         line("iteration beside busy processes", summary["beside_busy"], 3, "s")
         line("  over the idle iteration", summary["beside_busy_over_idle"], 3, "")

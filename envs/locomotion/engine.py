@@ -62,7 +62,7 @@ def load_model(xml: str) -> mujoco.MjModel:
     return model
 
 
-def _without_islands(model: mujoco.MjModel) -> mujoco.MjModel:
+def without_islands(model: mujoco.MjModel) -> mujoco.MjModel:
     """Return the model with MuJoCo's search for constraint islands switched off where it cannot find more than one.
 
     A single kinematic tree is a single island at most, so the solver sees the same problem and gives the same bits, some
@@ -121,7 +121,7 @@ class LocomotionBatch:
         _silence_mujoco()
         self._body = body
         self._reward = reward
-        model = _without_islands(load_model(body.xml))
+        model = without_islands(load_model(body.xml))
         self._batch = Batch(model, nsim=num_envs, nthread=threads)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._counts = self._batch.warning[:, :, 1]
