@@ -10,6 +10,7 @@ adaptation curves on 40 held-out tasks, and ``summary.json`` and ``summary.md``,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -173,7 +174,8 @@ def _table(summary: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
         )
     lines = [
         f"Return on {len(curve['tasks'])} held-out {curve['split']} tasks after k inner updates (20 fresh rollouts each), mean and"
-        " 95 % interval over tasks; adaptation rates chosen on 20 validation tasks.",
+        " 95 % interval over tasks; adaptation rates chosen on 20 validation tasks. Control step 0.05 s, horizon 200, targets"
+        " U(0, 2) m/s, actions not scaled.",
         "",
         *head,
         "",
@@ -188,6 +190,7 @@ def _table(summary: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
         low, high = gap["ci95_over_tasks"]
         each = ", ".join(f"{value:.2f}" for value in gap["each_seed"])
         lines.append(f"- gap closed after {k} updates: {gap['mean']:.2f} [{low:.2f}, {high:.2f}] (each seed: {each})")
+    lines += ["", *_by_speed(curve)]
     run = next(iter(summary["runs"].values()))
     lines += ["", "Commands:", "", "```"]
     lines += [run["command"] for run in summary["runs"].values()]
@@ -195,6 +198,21 @@ def _table(summary: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
     lines += [f"Commits: {', '.join(sorted({c for r in summary['runs'].values() for c in r['commits']}))}."]
     lines += [f"Hardware: {run['cpu']}, {run['cores']} cores. Versions: {run['versions']}.", ""]
     return "\n".join(lines)
+
+
+def _by_speed(curve: Mapping[str, Any]) -> list[str]:
+    """Mean return of the last point of every run in quarters of the target velocity."""
+    targets = np.array([task["velocity"] for task in curve["tasks"]])
+    edges = [0.0, 0.5, 1.0, 1.5, 2.0]
+    parts = [(low, high, (targets >= low) & (targets < high)) for low, high in itertools.pairwise(edges)]
+    parts = [part for part in parts if part[2].any()]
+    heads = [f"{low:g} to {high:g} m/s ({chosen.sum()})" for low, high, chosen in parts]
+    lines = ["By target velocity, after the last update (in brackets the number of tasks):", ""]
+    lines += [f"| run | {' | '.join(heads)} |", "| --- |" + " --- |" * len(parts)]
+    for name, run in curve["runs"].items():
+        last = np.array(run["values"])[-1]
+        lines.append(f"| {name} | {' | '.join(f'{last[chosen].mean():.1f}' for _, _, chosen in parts)} |")
+    return lines
 
 
 def _python(*words: str) -> None:
