@@ -10,12 +10,13 @@ import functools
 import operator
 import os
 import pathlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
 
+from metarl.envs.locomotion.bodies import Body, Control, Outcome, Part, Reward, Scaled
 from metarl.families import EnvFault, Step, Tasks
 from metarl.settings import SettingsError
 
@@ -40,8 +41,8 @@ _FATAL = [
 
 
 @functools.cache
-def load_model(xml: str) -> mujoco.MjModel:
-    """Compile one of Gymnasium's bodies, e.g. ``"half_cheetah.xml"``.
+def load_model(xml: str, edit: Callable[[Any], None] | None = None) -> mujoco.MjModel:
+    """Compile one of Gymnasium's bodies, e.g. ``"half_cheetah.xml"``, after a change of its specification, if any.
 
     Gymnasium's file uses the compiler attribute ``settotalmass``, which MuJoCo deprecates with a warning on every load.
     The attribute is taken out of the specification and applied to the compiled model instead, which gives the same model
@@ -49,6 +50,8 @@ def load_model(xml: str) -> mujoco.MjModel:
     """
     path = pathlib.Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
     spec = mujoco.MjSpec.from_file(str(path))
+    if edit is not None:
+        edit(spec)
     total_mass = spec.compiler.settotalmass
     spec.compiler.settotalmass = -1
     model = spec.compile()
@@ -84,82 +87,86 @@ def _silence_mujoco() -> None:
         mujoco.MjLogConfig.set(config)
 
 
-@dataclass(frozen=True)
-class Body:
-    """What a locomotion batch needs of a body.
-
-    Attributes:
-        xml: file name among Gymnasium's assets.
-        frame_skip: physics steps to one control step.
-        reset_noise: scale of the uniform noise on positions (+-, rad or m) and of the normal noise on velocities.
-        horizon: control steps of an episode.
-        skip_positions: how many leading positions the observation leaves out.
-    """
-
-    xml: str
-    frame_skip: int
-    reset_noise: float
-    horizon: int
-    skip_positions: int = 1
-
-
-# (tasks, root x before, root x after, actions, control step) -> rewards, all with leading dimension B
-Reward = Callable[[Tasks, np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
-
-
 class LocomotionBatch:
     """B simulations of one body that share neither task nor random numbers.
 
+    A simulation that has fallen is not stepped until the next reset, which costs and breaks nothing.
+
     Args:
-        body: which body and how it is stepped.
+        body: which body.
+        control: how it is stepped.
         reward: the family's reward.
         num_envs: simulations B.
         threads: C++ threads that step them; the result does not depend on it.
+        scaled: what of the model a task multiplies.
     """
 
-    def __init__(self, body: Body, reward: Reward, num_envs: int, threads: int) -> None:
+    def __init__(
+        self, body: Body, control: Control, reward: Reward, num_envs: int, threads: int, scaled: Sequence[Scaled] = ()
+    ) -> None:
         _silence_mujoco()
-        self._body = body
-        self._reward = reward
-        model = without_islands(load_model(body.xml))
-        self._batch = Batch(model, nsim=num_envs, nthread=threads)
+        self._body, self._control, self._reward = body, control, reward
+        model = without_islands(load_model(body.xml, body.edit))
+        # contact forces are worked out from what the last physics step left behind, which only a persistent batch keeps
+        self._batch = Batch(model, nsim=num_envs, nthread=threads, persistent=control.contacts)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._counts = self._batch.warning[:, :, 1]
-        self._control_step = float(model.opt.timestep) * body.frame_skip
+        self._control_step = float(model.opt.timestep) * control.frame_skip
         self._low, self._high = model.actuator_ctrlrange.T.copy()
+        self._stage = _stage(body, control)
+        self._contacts = np.zeros((num_envs, model.nbody, 6)) if control.contacts else None
+        self._data = mujoco.MjData(model) if control.contacts else None
+        self._parts = [(self._field(part.field), part) for part in body.parts]
+        self._tracked = {"root": "qpos", "torso": "xpos", "mass": "xipos", "momentary": "sensordata"}[body.track]
+        self._field(self._tracked)
+        self._scaled = [_Factor(self._batch, item) for item in scaled]
         self._tasks = Tasks((), np.zeros((num_envs, 0)))
         self._elapsed = 0
+        self._fallen = np.zeros(num_envs, dtype=bool)
         self._renderer: mujoco.Renderer | None = None  # made on first use: training never touches GL
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start every episode as Gymnasium's ``reset(seed=seeds[b])`` does: initial pose plus noise."""
-        batch, model, scale = self._batch, self._batch.model, self._body.reset_noise
+        batch, model, start = self._batch, self._batch.model, self._body.start
+        for factor in self._scaled:
+            factor.apply(tasks)
+        if self._scaled:
+            batch.set_const()
         batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        pose = model.qpos0 if start.pose is None else np.array(start.pose)
         for row, seed in enumerate(seeds):
             rng = np.random.Generator(np.random.PCG64(int(seed)))
-            self._qpos[row] = model.qpos0 + rng.uniform(-scale, scale, model.nq)
-            self._qvel[row] = scale * rng.standard_normal(model.nv)
+            self._qpos[row] = pose + _noise(rng, start.positions, start.position_scale, model.nq)
+            self._qvel[row] = _noise(rng, start.velocities, start.velocity_scale, model.nv)
         batch.forward()
+        self._fallen[:] = False
         self._refuse_broken()  # here, too, a body that is out of range is reset
+        if self._contacts is not None:
+            self._contacts[:] = 0.0  # as Gymnasium, which works them out after steps only
         self._tasks = tasks
         self._elapsed = 0
         return self._observe()
 
     def step(self, actions: np.ndarray) -> Step:
-        """Clip the actions, hold them for ``frame_skip`` physics steps and reward the outcome."""
-        actions = np.clip(actions.astype(np.float64), self._low, self._high)
-        before = self._qpos[:, 0].copy()
+        """Scale and clip the actions, hold them for ``frame_skip`` physics steps and reward the outcome."""
+        actions = np.clip(actions.astype(np.float64) / self._control.action_scale, self._low, self._high)
+        before = self._position()
         self._ctrl[:] = actions
-        self._batch.step(nstep=self._body.frame_skip)
+        running = np.flatnonzero(~self._fallen) if self._fallen.any() else None
+        self._batch.step(running, self._control.frame_skip, self._stage)
         self._elapsed += 1
         self._refuse_broken()
-        rewards = self._reward(self._tasks, before, self._qpos[:, 0], actions, self._control_step)
+        if self._contacts is not None:
+            self._measure_contacts(range(len(actions)) if running is None else running)
+        outcome = self._outcome(before, actions)
+        rewards = self._reward(self._tasks, outcome)
+        self._fallen |= ~outcome.healthy
         count = len(actions)
         return Step(
             self._observe(),
             rewards.astype(np.float32),
-            np.zeros(count, dtype=bool),
-            np.full(count, self._elapsed >= self._body.horizon),
+            ~outcome.healthy,
+            np.full(count, self._elapsed >= self._control.horizon),
         )
 
     def render(self, env: int, width: int, height: int) -> np.ndarray:
@@ -167,21 +174,111 @@ class LocomotionBatch:
         if self._renderer is None or (self._renderer.width, self._renderer.height) != (width, height):
             self._renderer = mujoco.Renderer(self._batch.model, height, width)
         data = self._batch.get_data(env)
-        mujoco.mj_forward(self._batch.model, data)
+        mujoco.mj_forward(self._batch.get_model(env), data)
         self._renderer.update_scene(data, camera="track")
         return self._renderer.render()
 
     def _refuse_broken(self) -> None:
-        if self._counts.any() and self._counts[:, _FATAL].any():
+        if not self._counts.any():
+            return
+        broken = self._counts[:, _FATAL].any(axis=1) & ~self._fallen
+        if broken.any():
             raise EnvFault(
                 "MuJoCo's state became infinite or not a number, and it reset the body;"
                 " lower env.reset_noise or env.frame_skip",
-                np.flatnonzero(self._counts[:, _FATAL].any(axis=1)),
+                np.flatnonzero(broken),
             )
 
+    def _field(self, name: str) -> np.ndarray:
+        """Return a field's live values, (B, ...)."""
+        if name == "cfrc_ext":
+            if self._contacts is None:
+                raise ValueError("contact forces are observed but not worked out")
+            return self._contacts
+        values: np.ndarray = self._batch.bind(name)
+        return values
+
+    def _position(self) -> np.ndarray:
+        """Return a copy of the tracked position, (B, 1) or (B, 2)."""
+        values = self._field(self._tracked)
+        if self._body.track == "root":
+            return values[:, :1].copy()
+        if self._body.track == "torso":
+            return values[:, 1, :2].copy()
+        if self._body.track == "mass":
+            mass = self._batch.model.body_mass
+            return np.tensordot(values[:, :, :2], mass, (1, 0)) / mass.sum()
+        return values[:, :2].copy()
+
+    def _outcome(self, before: np.ndarray, actions: np.ndarray) -> Outcome:
+        after = self._position()
+        if self._body.track == "momentary":
+            velocity = self._field(self._tracked)[:, 3:5].copy()
+        else:
+            velocity = (after - before) / self._control_step
+        healthy = self._body.healthy
+        standing = np.ones(len(actions), dtype=bool) if healthy is None else healthy(self._qpos, self._qvel)
+        return Outcome(after, velocity, actions, standing, self._contacts)
+
+    def _measure_contacts(self, envs: Sequence[int] | np.ndarray) -> None:
+        """Work out contact forces as Gymnasium does after its steps; MuJoCo's batch has no call for that."""
+        assert self._contacts is not None
+        for env in envs:
+            data = self._batch.get_data(int(env), self._data)
+            mujoco.mj_rnePostConstraint(self._batch.model, data)
+            self._contacts[env] = data.cfrc_ext
+
     def _observe(self) -> np.ndarray:
-        skip, nq = self._body.skip_positions, self._qpos.shape[1]
-        observations = np.empty((len(self._qpos), nq - skip + self._qvel.shape[1]), dtype=np.float32)
+        skip, nq, limit = self._body.skip_positions, self._qpos.shape[1], self._body.clip_velocities
+        velocities = self._qvel if np.isinf(limit) else np.clip(self._qvel, -limit, limit)
+        pieces = [_piece(values, part) for values, part in self._parts]
+        width = nq - skip + velocities.shape[1]
+        observations = np.empty((len(self._qpos), width + sum(p.shape[1] for p in pieces)), dtype=np.float32)
         observations[:, : nq - skip] = self._qpos[:, skip:]
-        observations[:, nq - skip :] = self._qvel
+        observations[:, nq - skip : width] = velocities
+        for piece in pieces:
+            observations[:, width : width + piece.shape[1]] = piece
+            width += piece.shape[1]
         return observations
+
+
+class _Factor:
+    """One number of the model, multiplied in every simulation by a parameter of its task."""
+
+    def __init__(self, batch: Batch, scaled: Scaled) -> None:
+        model = batch.model
+        self._parameter = scaled.parameter
+        if scaled.field == "dof_damping":
+            row = int(model.joint(scaled.item).dofadr[0])
+        elif scaled.field == "geom_friction":
+            row = model.geom(scaled.item).id
+        else:
+            row = model.body(scaled.item).id
+        self._base = np.copy(getattr(model, scaled.field)[row])
+        self._values = batch.expand(scaled.field)[:, row]
+
+    def apply(self, tasks: Tasks) -> None:
+        """Write the values of B tasks, one a simulation."""
+        factors = tasks[self._parameter]
+        self._values[...] = self._base * factors.reshape(-1, *[1] * self._base.ndim)
+
+
+def _stage(body: Body, control: Control) -> int:
+    """Say how much is worked out at the state that a step led to."""
+    if body.track != "momentary":
+        stage = mujoco.mjtStage.mjSTAGE_NONE
+    elif control.contacts:
+        stage = mujoco.mjtStage.mjSTAGE_ACC
+    else:
+        stage = mujoco.mjtStage.mjSTAGE_VEL
+    return int(stage.value)
+
+
+def _noise(rng: np.random.Generator, kind: str, scale: float, size: int) -> np.ndarray:
+    return rng.uniform(-scale, scale, size) if kind == "uniform" else scale * rng.standard_normal(size)
+
+
+def _piece(values: np.ndarray, part: Part) -> np.ndarray:
+    rows = values[:, part.first : part.stop]
+    rows = rows if np.isinf(part.clip) else np.clip(rows, -part.clip, part.clip)
+    return rows.reshape(len(rows), -1)

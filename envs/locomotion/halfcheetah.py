@@ -8,8 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks, split_uniform
-from metarl.settings import SettingsError, setting
+from metarl.envs.locomotion.bodies import Body, Control, Outcome, Start, squared
+from metarl.envs.locomotion.tasks import FORWARD_BACKWARD, PLANAR, forward_backward, ordered, uniform
+from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
+from metarl.settings import setting
+
+
+def half_cheetah(reset_noise: float) -> Body:
+    """Gymnasium's HalfCheetah-v5."""
+    return Body("half_cheetah.xml", Start("uniform", reset_noise, "normal", reset_noise))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,7 @@ class HalfCheetahVel:
     velocity_high: float = setting(2.0, "largest target velocity, m/s")
     control_cost: float = setting(0.05, "weight c of the squared action", low=0)
     reset_noise: float = setting(0.1, "scale of the noise on the initial state", low=0)
+    action_scale: float = setting(1.0, "actions are divided by this before they act", above=0)
     oracle: bool = setting(False, "append the target velocity to the observation")
 
     recommended: ClassVar[Mapping[str, Any]] = {
@@ -52,10 +60,7 @@ class HalfCheetahVel:
 
     def __post_init__(self) -> None:
         """Check the order of the velocity range."""
-        if self.velocity_low >= self.velocity_high:
-            raise SettingsError(
-                f"env.velocity_low={self.velocity_low} must be smaller than env.velocity_high={self.velocity_high}"
-            )
+        ordered("velocity", self.velocity_low, self.velocity_high)
 
     @property
     def spec(self) -> RLSpec:
@@ -64,8 +69,8 @@ class HalfCheetahVel:
             parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
             observation_size=17,
             action_size=6,
-            action_low=-1.0,
-            action_high=1.0,
+            action_low=-self.action_scale,
+            action_high=self.action_scale,
             horizon=self.horizon,
             control_step=0.01 * self.frame_skip,
             oracle=self.oracle,
@@ -73,18 +78,67 @@ class HalfCheetahVel:
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw target velocities."""
-        unit = split_uniform(num_tasks, split, seed)
-        return Tasks(("velocity",), self.velocity_low + (self.velocity_high - self.velocity_low) * unit)
+        return uniform("velocity", self.velocity_low, self.velocity_high, num_tasks, split, seed)
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import Body, LocomotionBatch
+        from metarl.envs.locomotion.engine import LocomotionBatch
 
-        body = Body("half_cheetah.xml", self.frame_skip, self.reset_noise, self.horizon)
-        return LocomotionBatch(body, self._reward, num_envs, threads)
+        control = Control(self.frame_skip, self.horizon, self.action_scale)
+        return LocomotionBatch(half_cheetah(self.reset_noise), control, self._reward, num_envs, threads)
 
-    def _reward(
-        self, tasks: Tasks, before: np.ndarray, after: np.ndarray, actions: np.ndarray, control_step: float
-    ) -> np.ndarray:
-        velocity = (after - before) / control_step
-        return -np.abs(velocity - tasks["velocity"]) - self.control_cost * np.square(actions).sum(axis=1)
+    def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
+        return -np.abs(outcome.velocity[:, 0] - tasks["velocity"]) - self.control_cost * squared(outcome.actions)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfCheetahDir:
+    r"""Run forward or backward; only the reward tells which.
+
+    $$ r_t = d\, v_t - c \lVert a_t \rVert^2, \qquad v_t = (x_{t+1} - x_t) / \Delta t $$
+
+    Dynamics, observation (17), action (6), control step 0.05 s and horizon 200 are those of :class:`HalfCheetahVel`; no
+    termination. Task: ``direction`` $d$, -1 or +1. There are two tasks only: every split has both, nothing is held out.
+
+    Differs from the source: Finn et al. step at 0.01 s and read the velocity of the centre of mass (see
+    ``halfcheetah-dir-maml``).
+
+    Reference: Finn, Abbeel and Levine (2017), arXiv:1703.03400, section 5.3.
+    """
+
+    horizon: int = setting(200, "control steps in an episode", low=1)
+    frame_skip: int = setting(5, "physics steps of 0.01 s in a control step", low=1)
+    control_cost: float = setting(0.05, "weight c of the squared action", low=0)
+    reset_noise: float = setting(0.1, "scale of the noise on the initial state", low=0)
+    action_scale: float = setting(1.0, "actions are divided by this before they act", above=0)
+    oracle: bool = setting(False, "append the direction to the observation")
+
+    recommended: ClassVar[Mapping[str, Any]] = {**PLANAR, "algo.max_kl": 0.02}
+
+    @property
+    def spec(self) -> RLSpec:
+        """Sizes, ranges and units."""
+        return RLSpec(
+            parameters=FORWARD_BACKWARD,
+            observation_size=17,
+            action_size=6,
+            action_low=-self.action_scale,
+            action_high=self.action_scale,
+            horizon=self.horizon,
+            control_step=0.01 * self.frame_skip,
+            oracle=self.oracle,
+        )
+
+    def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
+        """Draw directions; every split has both."""
+        return forward_backward(num_tasks, split, seed)
+
+    def batch(self, num_envs: int, threads: int) -> EnvBatch:
+        """Make simulations on the batch engine."""
+        from metarl.envs.locomotion.engine import LocomotionBatch
+
+        control = Control(self.frame_skip, self.horizon, self.action_scale)
+        return LocomotionBatch(half_cheetah(self.reset_noise), control, self._reward, num_envs, threads)
+
+    def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
+        return tasks["direction"] * outcome.velocity[:, 0] - self.control_cost * squared(outcome.actions)
