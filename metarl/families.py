@@ -117,8 +117,7 @@ class Choices:
 
     Attributes:
         counts: choices of each component, length A: ``(5,)`` for one choice of five, ``(3, 2)`` for two components.
-        masked: whether the last ``sum(counts)`` numbers of every observation say which choices are legal (1) and which
-            are not (0), component after component. Illegal ones are never played; of each component one must be legal.
+        masked: whether an observation ends in ``sum(counts)`` numbers, 1 for a legal choice and 0 for one never played.
     """
 
     counts: tuple[int, ...]
@@ -218,11 +217,7 @@ class EnvBatch(Protocol):
         ...
 
     def step(self, actions: np.ndarray) -> Step:
-        """Apply one action in every simulation; a finished one may be stepped on and is ignored.
-
-        Args:
-            actions: float32 (B, A); int64 where the family's actions are choices.
-        """
+        """Apply actions (B, A), float32 or int64 choices; a finished simulation may be stepped on and is ignored."""
         ...
 
 
