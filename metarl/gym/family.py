@@ -196,7 +196,13 @@ def gym_family(
     """
     if change is None and reward is None:
         raise SettingsError(f"tasks of '{base}' change nothing: give change, reward or both")
-    limit = horizon or gymnasium.spec(base).max_episode_steps
+    for name in [p.name for p in parameters] or [""]:
+        if not name.isidentifier():
+            raise SettingsError(f"'{base}' needs at least one task parameter, with a Python name; got '{name}'")
+    try:
+        limit = horizon or gymnasium.spec(base).max_episode_steps
+    except gymnasium.error.Error as error:
+        raise SettingsError(f"'{base}' is no environment of Gymnasium's: {error}") from error
     if limit is None:
         raise SettingsError(f"'{base}' has no time limit of its own: give horizon")
     whole = Base(base, dict(options or {}), tuple(parameters), change, reward, control_step)
