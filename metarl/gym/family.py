@@ -133,7 +133,8 @@ class GymBatch:
     def step(self, actions: np.ndarray) -> Step:
         """Step the environments whose episodes have not ended; the others stand still."""
         count = len(self._envs)
-        before, rewards, infos = self._observations.copy(), np.zeros(count), [{} for _ in range(count)]
+        before, rewards = self._observations.copy(), np.zeros(count)
+        infos: list[Mapping[str, Any]] = [{} for _ in range(count)]
         terminated, truncated = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         taken = actions if self._base.choices else np.clip(actions, *self._base.bounds)
         for row in np.flatnonzero(~self._ended):
@@ -213,10 +214,11 @@ def gym_family(
     for p in whole.parameters:
         for end, value in (("low", p.low), ("high", p.high)):
             own.append((f"{p.name}_{end}", float, setting(float(value), f"{end} end of {p.name}, {p.unit}")))
-    family = dataclasses.make_dataclass("GymFamily", own, frozen=True, namespace=_methods(whole))
-    family.recommended = dict(recommended or {})
+    members = {**_methods(whole), "recommended": dict(recommended or {})}
+    family = dataclasses.make_dataclass("GymFamily", own, frozen=True, namespace=members)
     family.__doc__ = f"Gymnasium's {base}; a task is {', '.join(f'{p.name} ({p.unit})' for p in whole.parameters)}."
-    family.__module__ = (change or reward).__module__
+    family.__name__ = family.__qualname__ = base  # what messages call it
+    family.__module__ = getattr(change or reward, "__module__", __name__)
     return family
 
 
@@ -254,5 +256,4 @@ def _methods(base: Base) -> dict[str, Any]:
         """Make environments; they are Python and step one after another, whatever the threads."""
         return GymBatch(base, self.horizon, num_envs)
 
-    members = {"sample_tasks": sample_tasks, "batch": batch, "spec": property(spec), "__post_init__": post_init}
-    return members
+    return {"sample_tasks": sample_tasks, "batch": batch, "spec": property(spec), "__post_init__": post_init}
