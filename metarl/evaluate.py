@@ -217,7 +217,8 @@ def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) ->
 
 
 def _video(settings: EvaluateSettings) -> int:
-    from metarl.analysis.video import prepare_gl, record
+    from metarl.analysis.video import record
+    from metarl.gym.environment import prepare_gl
 
     prepare_gl()
     from metarl.analysis.agent import load

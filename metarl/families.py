@@ -2,7 +2,7 @@
 
 A family is a frozen dataclass: its fields are its settings (made with :func:`metarl.settings.setting`), so
 ``env.horizon=100`` on the command line and ``make(name, horizon=100)`` in Python are the same thing. Built-in families and
-a user's come through the same two doors: the decorator :func:`register_family`, and the entry-point group
+a user's come through the same two doors: the decorator :func:`register`, and the entry-point group
 ``metarl.families`` of any installed distribution. Names are listed from metadata; a family's module is imported only when
 it is asked for by name, and its simulator only when it is stepped.
 """
@@ -10,22 +10,20 @@ it is asked for by name, and its simulator only when it is stepped.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.metadata
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from metarl import ids
 from metarl.settings import SettingsError, check, nearest
+from metarl.splits import SPLITS as SPLITS
+from metarl.splits import Split as Split
+from metarl.splits import split_of as split_of
+from metarl.splits import split_uniform as split_uniform
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-GROUP = "metarl.families"
-
-# The unit interval is cut into this many cells; the last digit of a cell's number says which split owns it.
-_CELLS = 1000
-_SPLIT_DIGITS: dict[Split, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "validation": (8,), "test": (9,)}
+GROUP = ids.GROUP
 
 
 class FamilyError(Exception):
@@ -114,6 +112,19 @@ class TaskParameter:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choices:
+    """A discrete action space: every component of an action is one of so many choices, numbered from 0.
+
+    Attributes:
+        counts: choices of each component, length A: ``(5,)`` for one choice of five, ``(3, 2)`` for two components.
+        masked: whether an observation ends in ``sum(counts)`` numbers, 1 for a legal choice and 0 for one never played.
+    """
+
+    counts: tuple[int, ...]
+    masked: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RLSpec:
     """What a learner must know of a reinforcement-learning family.
 
@@ -126,6 +137,7 @@ class RLSpec:
         horizon: control steps of an episode.
         control_step: simulated seconds between two actions; 0 where time has no unit.
         oracle: whether the learner appends the task to the observation (the reference that need not adapt).
+        choices: for discrete actions (see :meth:`discrete`); None where actions are continuous.
     """
 
     parameters: tuple[TaskParameter, ...]
@@ -136,6 +148,20 @@ class RLSpec:
     horizon: int
     control_step: float
     oracle: bool = False
+    choices: Choices | None = None
+
+    @staticmethod
+    def discrete(
+        parameters: tuple[TaskParameter, ...],
+        observation_size: int,
+        choices: Choices,
+        horizon: int,
+        control_step: float,
+        oracle: bool = False,
+    ) -> RLSpec:
+        """Describe a family whose actions are choices."""
+        high, size = max(choices.counts, default=0) - 1.0, len(choices.counts)
+        return RLSpec(parameters, observation_size, size, 0.0, high, horizon, control_step, oracle, choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +217,7 @@ class EnvBatch(Protocol):
         ...
 
     def step(self, actions: np.ndarray) -> Step:
-        """Apply one action, float32 (B, A), in every simulation; a finished one may be stepped on and is ignored."""
+        """Apply actions (B, A), float32 or int64 choices; a finished simulation may be stepped on and is ignored."""
         ...
 
 
@@ -245,37 +271,12 @@ class ShotFamily(Protocol):
 Family = RLFamily | ShotFamily
 F = TypeVar("F", bound=type)
 _registered: dict[str, type] = {}
+_entry_points = ids.entry_points
 
 
 def stream(seed: Sequence[int], task: int) -> np.random.SeedSequence:
     """Return the randomness of one task of a batch; no two seeds share it, of whatever length they are."""
     return np.random.SeedSequence([len(seed), *seed], spawn_key=(task,))  # NumPy takes (5,) and (5, 0) for the same
-
-
-def split_uniform(num_tasks: int, split: Split, seed: int | Sequence[int], dimensions: int = 1) -> np.ndarray:
-    """Draw points of the unit cube whose first coordinate tells their split: disjoint by construction.
-
-    The unit interval is cut into 1000 cells. Cells whose number ends in 0-7 belong to ``train``, in 8 to ``validation``, in
-    9 to ``test``; a point falls uniformly into the cells of its split. So every split covers the whole range evenly (to
-    one hundredth of it) and no value can occur in two.
-
-    Returns:
-        float64, shape (num_tasks, dimensions), in [0, 1). Row i does not depend on ``num_tasks``.
-    """
-    if split not in _SPLIT_DIGITS:
-        raise SettingsError(f"Unknown split '{split}'. {nearest(split, SPLITS)}")
-    digits = _SPLIT_DIGITS[split]
-    words = [int(seed)] if isinstance(seed, int | np.integer) else [int(word) for word in seed]
-    if min(words, default=0) < 0:
-        raise SettingsError(f"seed={words} must not be negative")
-    # the length comes first, because NumPy takes (5,) and (5, 0) for the same seed
-    rng = np.random.default_rng([len(words), *words, SPLITS.index(split)])
-    points = rng.random((num_tasks, dimensions + 1))
-    cells = np.floor(points[:, 0] * (_CELLS // 10) * len(digits)).astype(np.int64)
-    numbers = cells // len(digits) * 10 + np.asarray(digits)[cells % len(digits)]
-    # 1 - 1e-9 keeps rounding from carrying a point into the next cell, which another split may own
-    points[:, 1] = (numbers + points[:, 1] * (1 - 1e-9)) / _CELLS
-    return points[:, 1:]
 
 
 def drawn(family: Family, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
@@ -300,14 +301,8 @@ def drawn(family: Family, num_tasks: int, split: Split, seed: int | Sequence[int
     return tasks
 
 
-def split_of(unit: float) -> Split:
-    """Return the split that owns a point of the unit interval (see :func:`split_uniform`)."""
-    digit = int(unit * _CELLS) % 10
-    return next(split for split, digits in _SPLIT_DIGITS.items() if digit in digits)
-
-
-def register_family(name: str) -> Callable[[F], F]:
-    """Class decorator that makes a family known by ``name`` in this process.
+def register(name: str) -> Callable[[F], F]:
+    """Make a family known by ``name`` in this process, and to Gymnasium as ``metarl/NAME-v0``; a class decorator.
 
     The same class may be registered again, as a notebook's cell does that runs twice: the newer definition counts.
 
@@ -315,7 +310,7 @@ def register_family(name: str) -> Callable[[F], F]:
         SettingsError: if the name is taken.
     """
 
-    def register(family: F) -> F:
+    def registered(family: F) -> F:
         old = _registered.get(name)
         again = old is not None and (old.__module__, old.__qualname__) == (family.__module__, family.__qualname__)
         if name in names() and not again:
@@ -323,14 +318,10 @@ def register_family(name: str) -> Callable[[F], F]:
         if not dataclasses.is_dataclass(family):
             raise SettingsError(f"Family '{name}' must be a dataclass whose fields are its settings")
         _registered[name] = family
+        ids.register_id(name)
         return family
 
-    return register
-
-
-@functools.cache
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    return registered
 
 
 def names() -> list[str]:
@@ -370,3 +361,8 @@ def make(name: str, **settings: Any) -> Any:
     """
     family = lookup(name)
     return family(**check(family, settings, prefix="env."))
+
+
+if __name__ == "__main__":
+    # the table stands above this module, and wants the one that everybody imports, not the copy that runs here
+    runpy.run_module("metarl.listing", run_name="__main__")

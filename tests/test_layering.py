@@ -18,7 +18,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 # import itself. ``metarl`` itself, the lazy door, may name any row.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "settings": (set(), set()),
-    "families": ({"settings"}, {"numpy"}),
+    "splits": ({"settings"}, {"numpy"}),
+    "ids": (set(), {"gymnasium"}),
+    "families": ({"settings", "splits", "ids"}, {"numpy"}),
+    "listing": ({"settings", "families", "ids"}, set()),
+    "gym": ({"settings", "families"}, {"numpy", "gymnasium"}),
     "envs": ({"settings", "families"}, {"numpy", "mujoco", "gymnasium"}),
     "core": (set(), {"torch"}),
     "nets": ({"core"}, {"torch"}),
@@ -27,7 +31,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "fewshot": ({"core", "nets", "domain", "families", "settings"}, {"torch", "numpy"}),
     "algorithms": ({"core", "settings"}, set()),
 }
-_BELOW = {"settings", "families", "core", "nets", "domain", "rl", "fewshot", "algorithms"}
+_BELOW = {"settings", "families", "gym", "core", "nets", "domain", "rl", "fewshot", "algorithms"}
 _RUN = {"torch", "numpy", "hydra", "omegaconf", "yaml", "safetensors", "tqdm"}
 _ANALYSIS = {"torch", "numpy", "scipy", "matplotlib", "imageio", "PIL", "gymnasium", "mujoco"}
 LAYERS |= {
@@ -126,7 +130,7 @@ def test_no_import_cycles() -> None:
 )
 def test_names_and_argument_checks_load_nothing_heavy(code: str) -> None:
     """Catches an import that makes a misspelt key take seconds to be refused."""
-    heavy = {"torch", "mujoco", "hydra", "omegaconf", "gymnasium", "matplotlib", "scipy", "tensorboard"}
+    heavy = {"torch", "mujoco", "hydra", "omegaconf", "stable_baselines3", "matplotlib", "scipy", "tensorboard"}
     probe = f"import sys; {code}; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")

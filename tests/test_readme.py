@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tomllib
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
+import metarl
 from metarl import algorithms, evaluate, families, train
 from metarl.core.params import ravel
 from metarl.run import arguments, metrics
@@ -23,6 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 # in blocks, after && and between backticks in the text; a comment or a second command ends it
 COMMANDS = sorted(set(re.findall(r"python -m (metarl\.[^`\n#&|]+)", README)))
+SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 LINE = r"iteration \d+/(\d+)  return -?[\d.]+ -> -?[\d.]+  [\d,]+ steps/s  \d+:\d\d:\d\d left"
 SMALL = ("env.horizon=5", "meta_batch_size=2", "episodes_per_task=2", "eval_every=1", "eval_tasks=2", "iterations=1")
 
@@ -46,9 +49,14 @@ def run(tmp_path, monkeypatch, capsys):
 
 def test_there_is_something_to_test():
     """Catches a pattern here that no longer finds anything."""
-    assert {command.split()[0] for command in COMMANDS} == {"metarl.train", "metarl.evaluate", "metarl.algorithms"}
+    assert {command.split()[0] for command in COMMANDS} == {
+        "metarl.train",
+        "metarl.evaluate",
+        "metarl.algorithms",
+        "metarl.families",
+    }
     assert len(COMMANDS) >= 9
-    assert [kind for kind, _ in BLOCKS].count("python") == 2
+    assert len(SNIPPETS) == 4
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("metarl.train") and "halfchetah" not in c])
@@ -122,9 +130,40 @@ def test_families_are_named():
     assert [name for name in families._entry_points() if f"`{name}`" not in text] == []
 
 
+def test_families_are_listed(capsys):
+    """The command exists, and lists every family."""
+    done = subprocess.run([sys.executable, "-m", "metarl.families"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == sorted(families._entry_points())
+
+
+def test_a_family_is_a_gymnasium_environment():
+    """The snippet as it stands, after ``import metarl`` as the text says."""
+    (text,) = (text for text in SNIPPETS if "gymnasium.make" in text)
+    session = {}
+    exec("import metarl\n" + text, session)
+    assert session["info"]["task"] == {"velocity": 0.5}
+    session["env"].reset()
+    assert [session["env"].step(np.zeros(6, np.float32))[3] for _ in range(100)].index(True) == 99
+    assert session["envs"].reset(seed=0)[0].shape == (100, 17)
+
+
+def test_a_gymnasium_environment_is_a_family(monkeypatch):
+    """The snippet as it stands, in at most fifteen lines, and what the text says of it afterwards."""
+    (text,) = (text for text in SNIPPETS if "gym_family" in text)
+    assert len([line for line in text.splitlines() if line.strip()]) <= 15
+    monkeypatch.setattr(families, "_registered", dict(families._registered))
+    exec(text, {})
+    small = {"meta_batch_size": 2, "episodes_per_task": 2, "env_settings": {"horizon": 5, "gravity_low": 9.0}}
+    learner = metarl.build("pendulum-worlds", **small)
+    assert learner.iteration(learner.init(seed=0))[1]["env_steps"] == 2 * 2 * 2 * 5
+    env = gymnasium.make("metarl/pendulum-worlds-v0", task={"gravity": 9.81, "mass": 1.0})
+    assert (env.unwrapped.spec.id, env.reset()[1]["task"]["gravity"]) == ("metarl/pendulum-worlds-v0", 9.81)
+
+
 def test_snippets_run(run):
-    """Both, one after the other in one session, as they stand but for the run's name and sizes that take seconds."""
-    text = "\n".join(text for kind, text in BLOCKS if kind == "python")
+    """Both of the text on Python, in one session, as they stand but for the run's name and sizes that take seconds."""
+    text = "\n".join(text for text in SNIPPETS if "gymnasium.make" not in text and "gym_family" not in text)
     for shown, small in {
         '"runs/x"': repr(str(run[0])),
         'env_settings={"horizon": 100}': 'env_settings={"horizon": 5}, meta_batch_size=2, episodes_per_task=3',

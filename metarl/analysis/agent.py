@@ -18,6 +18,7 @@ from metarl.analysis.curves import Curve, parts, with_episodes, with_rates
 from metarl.core.params import Params, expand
 from metarl.domain import Domain
 from metarl.families import RLSpec, Tasks
+from metarl.gym.environment import one_task
 from metarl.learner import TEST, MetaLearner
 from metarl.rl.domain import RLDomain
 from metarl.rl.policy import GaussianPolicy
@@ -135,7 +136,7 @@ class Agent:
         if isinstance(task, gymnasium.Env):
             environment.check_spaces(task, spec)
         else:
-            task = _one_task(task, spec, self.config.env)
+            task = one_task(task, spec, self.config.env)
             bare = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
             context = domain.observe(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
         sizes = parts(rollouts, domain.episodes)
@@ -181,24 +182,6 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
         raise SettingsError(f"{path} has no {checkpoint} checkpoint; {remedy}")
     state, _ = restored(found, learner)
     return Agent(learner, state.meta, config, state.iteration)
-
-
-def _one_task(task: Mapping[str, float] | Tasks, spec: RLSpec, env: str) -> Tasks:
-    """Return one row of the family's parameters, in the family's order."""
-    names = tuple(parameter.name for parameter in spec.parameters)
-    remedy = f"a task of {env} is one number for each of: {', '.join(names)}"
-    if not isinstance(task, Mapping | Tasks):
-        raise SettingsError(f"{type(task).__name__} is no task and no gymnasium.Env; {remedy}")
-    rows = task.to_json() if isinstance(task, Tasks) else [dict(task)]
-    if len(rows) != 1 or set(rows[0]) != set(names):
-        raise SettingsError(f"got {rows if len(rows) != 1 else rows[0]}; {remedy}")
-    try:
-        values = np.array([[rows[0][name] for name in names]], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"got {rows[0]}; {remedy}") from error
-    if not np.isfinite(values).all():
-        raise SettingsError(f"got {rows[0]}; {remedy}")
-    return Tasks(names, values)
 
 
 def _collect(

@@ -6,10 +6,9 @@ import errno
 import itertools
 import os
 import pathlib
-import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import imageio.v2 as imageio
 import imageio.v3 as iio
@@ -20,36 +19,12 @@ from PIL import Image, ImageDraw, ImageFont
 from metarl.analysis.curves import adapt, with_rates
 from metarl.core.params import Params, expand
 from metarl.domain import Seed
-from metarl.families import Step, Tasks
+from metarl.families import Tasks
+from metarl.gym.environment import SIZE, Renderable
 from metarl.learner import MetaLearner
 from metarl.rl.domain import RLDomain
 from metarl.rl.rollouts import to_device
 from metarl.settings import SettingsError
-
-SIZE = (480, 320)
-
-
-@runtime_checkable
-class Renderable(Protocol):
-    """An :class:`~metarl.families.EnvBatch` that can be drawn."""
-
-    def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
-        """Start episodes."""
-        ...
-
-    def step(self, actions: np.ndarray) -> Step:
-        """Step all simulations."""
-        ...
-
-    def render(self, env: int, width: int, height: int) -> np.ndarray:
-        """Draw one simulation, uint8 (height, width, 3)."""
-        ...
-
-
-def prepare_gl() -> None:
-    """Choose an off-screen renderer where there is no display; MuJoCo reads the choice when it is imported."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def record(

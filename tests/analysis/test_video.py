@@ -21,6 +21,7 @@ from metarl import evaluate
 from metarl.analysis import video
 from metarl.core import SGD, GradientStep
 from metarl.families import RLSpec, Step, TaskParameter, Tasks
+from metarl.gym import environment
 from metarl.nets import MLP
 from metarl.rl import GaussianPolicy, RLDomain
 from metarl.settings import SettingsError
@@ -125,7 +126,7 @@ def test_what_cannot_be_drawn_says_so(tmp_path, runs):
 def test_the_command_films_what_it_was_told(runs, evaluated, monkeypatch):
     """Another task than that of ``curve.json``, or adapted by training's settings in place of the command's."""
     told = []
-    monkeypatch.setattr(video, "prepare_gl", lambda: None)
+    monkeypatch.setattr(environment, "prepare_gl", lambda: None)
     monkeypatch.setattr(video, "record", lambda *words: told.append(words) or (-2.0, -1.0))
     words = ("split=validation", "steps=2", "episodes=2", "inner_lr=[0.05,0.01]")
     assert evaluate.main([f"run={runs['pretrained']}", "video=true", "task=2", *words]) == 0

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.families import RLSpec, Shots, ShotSpec, Step, TaskParameter, Tasks, register_family, split_uniform
+from metarl.families import RLSpec, Shots, ShotSpec, Step, TaskParameter, Tasks, register, split_uniform
 from metarl.settings import setting
 
 
@@ -121,6 +121,6 @@ def _raise_if(*names):
 if __name__ == "__main__":
     from metarl.train import main
 
-    register_family("broken")(Broken)
-    register_family("broken-shots")(BrokenShots)
+    register("broken")(Broken)
+    register("broken-shots")(BrokenShots)
     sys.exit(main(sys.argv[1:]))

@@ -290,14 +290,14 @@ def test_a_notebooks_cell_may_run_twice():
 
     name, first, second = "defined-in-a-notebook", define(1), define(2)
     try:
-        families.register_family(name)(first)
-        assert families.register_family(name)(second) is second
+        families.register(name)(first)
+        assert families.register(name)(second) is second
         assert families.lookup(name) is second
         other = dataclasses.make_dataclass("Other", [("size", int, 3)])
         with pytest.raises(SettingsError, match="exists already"):
-            families.register_family(name)(other)
+            families.register(name)(other)
         with pytest.raises(SettingsError, match="exists already"):
-            families.register_family("sinusoid")(first)
+            families.register("sinusoid")(first)
     finally:
         families._registered.pop(name, None)
 

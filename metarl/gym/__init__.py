@@ -1,0 +1,1 @@
+"""Gymnasium on both sides: families as environments, and environments as families."""
