@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import operator
 import os
 import pathlib
@@ -149,7 +150,10 @@ class LocomotionBatch:
 
     def step(self, actions: np.ndarray) -> Step:
         """Scale and clip the actions, hold them for ``frame_skip`` physics steps and reward the outcome."""
-        actions = np.clip(actions.astype(np.float64) / self._control.action_scale, self._low, self._high)
+        actions = actions.astype(np.float64)
+        if self._control.action_scale != 1.0:
+            actions /= self._control.action_scale
+        actions = np.clip(actions, self._low, self._high)
         before = self._position()
         self._ctrl[:] = actions
         running = np.flatnonzero(~self._fallen) if self._fallen.any() else None
@@ -230,7 +234,7 @@ class LocomotionBatch:
 
     def _observe(self) -> np.ndarray:
         skip, nq, limit = self._body.skip_positions, self._qpos.shape[1], self._body.clip_velocities
-        velocities = self._qvel if np.isinf(limit) else np.clip(self._qvel, -limit, limit)
+        velocities = self._qvel if limit == math.inf else np.clip(self._qvel, -limit, limit)
         pieces = [_piece(values, part) for values, part in self._parts]
         width = nq - skip + velocities.shape[1]
         observations = np.empty((len(self._qpos), width + sum(p.shape[1] for p in pieces)), dtype=np.float32)
@@ -280,5 +284,5 @@ def _noise(rng: np.random.Generator, kind: str, scale: float, size: int) -> np.n
 
 def _piece(values: np.ndarray, part: Part) -> np.ndarray:
     rows = values[:, part.first : part.stop]
-    rows = rows if np.isinf(part.clip) else np.clip(rows, -part.clip, part.clip)
+    rows = rows if part.clip == math.inf else np.clip(rows, -part.clip, part.clip)
     return rows.reshape(len(rows), -1)
