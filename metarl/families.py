@@ -114,6 +114,19 @@ class TaskParameter:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choices:
+    """A discrete action space: every component of an action is one of so many choices, numbered from 0.
+
+    Attributes:
+        counts: choices of each component, length A: ``(5,)`` for one choice of five, ``(3, 2)`` for two components.
+        masked: whether an observation ends in ``sum(counts)`` numbers, 1 for a legal choice and 0 for one never played.
+    """
+
+    counts: tuple[int, ...]
+    masked: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RLSpec:
     """What a learner must know of a reinforcement-learning family.
 
@@ -126,6 +139,7 @@ class RLSpec:
         horizon: control steps of an episode.
         control_step: simulated seconds between two actions; 0 where time has no unit.
         oracle: whether the learner appends the task to the observation (the reference that need not adapt).
+        choices: for discrete actions (see :meth:`discrete`); None where actions are continuous.
     """
 
     parameters: tuple[TaskParameter, ...]
@@ -136,6 +150,20 @@ class RLSpec:
     horizon: int
     control_step: float
     oracle: bool = False
+    choices: Choices | None = None
+
+    @staticmethod
+    def discrete(
+        parameters: tuple[TaskParameter, ...],
+        observation_size: int,
+        choices: Choices,
+        horizon: int,
+        control_step: float,
+        oracle: bool = False,
+    ) -> RLSpec:
+        """Describe a family whose actions are choices."""
+        high, size = max(choices.counts, default=0) - 1.0, len(choices.counts)
+        return RLSpec(parameters, observation_size, size, 0.0, high, horizon, control_step, oracle, choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +219,7 @@ class EnvBatch(Protocol):
         ...
 
     def step(self, actions: np.ndarray) -> Step:
-        """Apply one action, float32 (B, A), in every simulation; a finished one may be stepped on and is ignored."""
+        """Apply actions (B, A), float32 or int64 choices; a finished simulation may be stepped on and is ignored."""
         ...
 
 
