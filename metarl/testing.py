@@ -28,6 +28,9 @@ from metarl.nets import MLP
 
 # Simulations, steps and tasks of one check: enough to tell apart, few enough for a slow simulator.
 _ENVS, _STEPS, _TASKS = 4, 25, 200
+# Episodes in which a task may show: a reward may be rare, and a bandit's single pull may pay alike in all tasks.
+_TRIALS = 50
+_BLIND = ("a task changes observations or rewards", "extreme tasks look the same")
 _Points = tuple[Tensor, Tensor]  # regression data (M, N, ...)
 
 
@@ -153,7 +156,11 @@ def _check_spec(spec: Any) -> None:
         _require(np.isfinite([p.low, p.high]).all() and p.low <= p.high, "task parameters have a finite range", str(p))
     if isinstance(spec, RLSpec):
         sizes: tuple[int, ...] = (spec.observation_size, spec.action_size, spec.horizon)
-        _require(spec.action_low < spec.action_high, "action_low is smaller than action_high", str(spec))
+        if spec.choices is None:
+            _require(spec.action_low < spec.action_high, "action_low is smaller than action_high", str(spec))
+        else:
+            sizes += spec.choices.counts
+            _require(len(spec.choices.counts) == spec.action_size, "action_size is the number of choices", str(spec))
         _require(spec.control_step >= 0, "control_step is 0 or a number of seconds", str(spec))
     else:
         sizes = (*spec.input_shape, spec.target_size)
@@ -196,7 +203,8 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
     _array("observations", given[0], (count, spec.observation_size), np.float32)
     copies, masked = [given[0].copy()], [given[0].copy()]
     for action in actions:
-        passed = action.copy()
+        passed = _legal(spec, copies[-4 if len(copies) > 1 else 0], action, alive)
+        action = passed.copy()
         step = env.step(passed)
         _require(np.array_equal(passed, action), "step leaves the caller's actions alone")
         _require(len(step) == 4, "step returns observations, rewards, terminated, truncated", f"found {len(step)}")
@@ -214,12 +222,37 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
     return masked
 
 
+def _legal(spec: RLSpec, observations: np.ndarray, actions: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """Return a copy of the actions in which the next legal choice stands for every illegal one."""
+    played = actions.copy()
+    if spec.choices is None or not spec.choices.masked:
+        return played
+    first = spec.observation_size - sum(spec.choices.counts)
+    for component, count in enumerate(spec.choices.counts):
+        mask = observations[alive, first : first + count]
+        _require(np.isin(mask, (0, 1)).all(), "an action mask is made of 0 and 1")
+        _require(mask.any(axis=1).all(), "a choice of every component is legal", f"none of component {component}")
+        order = (played[alive, component, None] + np.arange(count)) % count
+        hit = np.take_along_axis(mask, order, axis=1).argmax(axis=1)
+        played[alive, component] = order[np.arange(len(order)), hit]
+        first += count
+    return played
+
+
+def _actions(spec: RLSpec, unit: np.ndarray) -> np.ndarray:
+    """Map numbers in [-1, 1], (T, B, A), to the range of the actions, and others beyond it."""
+    if spec.choices is not None:
+        counts = np.array(spec.choices.counts)
+        return np.minimum((0.5 + 0.5 * unit) * counts, counts - 1).astype(np.int64)
+    middle, half = (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2
+    return (middle + half * unit).astype(np.float32)
+
+
 def _check_rl(family: Any, tolerance: float) -> None:
     spec, (tasks, seeds) = family.spec, _extremes(family)
     shape = (min(_STEPS, spec.horizon), _ENVS, spec.action_size)
     unit = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
-    middle, half = (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2
-    actions = (middle + half * unit).astype(np.float32)
+    actions = _actions(spec, unit)
     env = family.batch(_ENVS, 1)
     whole = _episode(env, spec, tasks, seeds, actions)
     gap = _gap(whole, _episode(env, spec, tasks, seeds, actions))
@@ -231,13 +264,23 @@ def _check_rl(family: Any, tolerance: float) -> None:
         alone = _episode(family.batch(1, 1), spec, tasks.rows(row), seeds[row], actions[:, row])
         gap = _gap([x[row] for x in whole], alone)
         _require(gap <= tolerance, "a simulation does not depend on its neighbours", f"number {i} differs by {gap:g}")
-    beyond, bounds = ((middle + half * scaled).astype(np.float32) for scaled in (3 * unit, np.clip(3 * unit, -1, 1)))
-    gap = _gap(*(_episode(env, spec, tasks, seeds, a) for a in (beyond, bounds)))
-    _require(gap == 0, "actions beyond the bounds act like the bounds", f"differs by {gap:g}")
-    same_seeds, same_actions = seeds[:1].repeat(_ENVS), actions[:, :1].repeat(_ENVS, axis=1)
-    arrays = _episode(env, spec, tasks, same_seeds, same_actions)
-    gap = _gap(arrays, [x[:1].repeat(_ENVS, axis=0) for x in arrays])
-    _require(gap > 0, "a task changes observations or rewards", "extreme tasks look the same")
+    if spec.choices is None:
+        ends = [_actions(spec, scaled) for scaled in (3 * unit, np.clip(3 * unit, -1, 1))]
+        gap = _gap(*(_episode(env, spec, tasks, seeds, a) for a in ends))
+        _require(gap == 0, "actions beyond the bounds act like the bounds", f"differs by {gap:g}")
+    _require(any(_tells(env, spec, tasks, trial) for trial in range(_TRIALS)), *_BLIND)
+
+
+def _tells(env: EnvBatch, spec: RLSpec, tasks: Tasks, trial: int) -> bool:
+    """Run the same seed and actions in every task, and tell whether anything differs.
+
+    Actions are drawn anew at every step, or (in odd trials) once and held: a sparse reward must be reached.
+    """
+    unit = np.random.default_rng(trial).uniform(-1.0, 1.0, (min(_STEPS, spec.horizon), 1, spec.action_size))
+    unit = unit[:1].repeat(len(unit), axis=0) if trial % 2 else unit
+    actions = _actions(spec, unit).repeat(_ENVS, axis=1)
+    arrays = _episode(env, spec, tasks, np.full(_ENVS, 10 + trial, dtype=np.uint32), actions)
+    return _gap(arrays, [x[:1].repeat(_ENVS, axis=0) for x in arrays]) > 0
 
 
 def _check_shots(family: Any, tolerance: float) -> None:

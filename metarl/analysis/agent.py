@@ -21,7 +21,7 @@ from metarl.families import RLSpec, Tasks
 from metarl.gym.environment import one_task
 from metarl.learner import TEST, MetaLearner
 from metarl.rl.domain import RLDomain
-from metarl.rl.policy import GaussianPolicy
+from metarl.rl.policy import Policy
 from metarl.rl.rollouts import to_device
 from metarl.run.build import build_learner
 from metarl.run.checkpoint import CheckpointStore
@@ -43,7 +43,7 @@ class AdaptedPolicy:
         seed: of the noise of :meth:`act`.
     """
 
-    policy: GaussianPolicy
+    policy: Policy
     params: Params
     spec: RLSpec
     context: np.ndarray
@@ -56,12 +56,12 @@ class AdaptedPolicy:
 
         Args:
             observation: (O,) or (B, O).
-            deterministic: the mean; otherwise a draw.
+            deterministic: the likeliest action; otherwise a draw.
             rng: where draws come from. Without it every call starts a generator anew from the seed and the observation, so
                 that equal calls give equal actions: give one where observations repeat.
 
         Returns:
-            float32 (A,) or (B, A), clipped to the legal range.
+            (A,) or (B, A): float32 clipped to the legal range, or int64 choices.
 
         Raises:
             ValueError: if the observation has another shape.
@@ -72,17 +72,20 @@ class AdaptedPolicy:
             raise ValueError(f"an observation has shape ({size},), a batch of them (B, {size}); got {value.shape}")
         rows = np.atleast_2d(value)
         seen = np.concatenate([rows, np.broadcast_to(self.context, (len(rows), len(self.context)))], axis=1)
+        device = next(iter(self.params.values())).device
         with torch.no_grad():
-            mean, log_std = self.policy.distribution(
-                self.params, to_device(seen, self.params["log_std"].device).unsqueeze(0)
-            )
-        action = mean[0].cpu().numpy()
-        if not deterministic:
-            if rng is None:
-                words = np.frombuffer(value.tobytes(), dtype=np.uint32)
-                rng = np.random.default_rng([self.seed, *words.tolist()])
-            action = action + np.exp(log_std[0].cpu().numpy()) * rng.standard_normal(action.shape, dtype=np.float32)
-        action = np.clip(action, self.spec.action_low, self.spec.action_high)
+            states = to_device(seen, device).unsqueeze(0)
+            if deterministic:
+                actions = self.policy.mode(self.policy.distribution(self.params, states))
+            else:
+                if rng is None:
+                    words = np.frombuffer(value.tobytes(), dtype=np.uint32)
+                    rng = np.random.default_rng([self.seed, *words.tolist()])
+                noise = np.empty((1, len(rows), self.policy.action_size), dtype=np.float32)
+                self.policy.noise(rng, noise)
+                actions, _ = self.policy.actor(self.params)(states, to_device(noise, device))
+        action = actions[0].cpu().numpy()
+        action = np.clip(action, self.spec.action_low, self.spec.action_high).astype(action.dtype)
         return action[0] if value.ndim == 1 else action
 
 

@@ -11,7 +11,7 @@ import torch
 from metarl.core.params import Params
 from metarl.families import FamilyError, RLSpec, stream
 from metarl.rl.domain import RLDomain
-from metarl.rl.rollouts import Rollouts, actor, to_device
+from metarl.rl.rollouts import Rollouts, to_device
 from metarl.settings import SettingsError
 
 
@@ -25,13 +25,23 @@ def check_spaces(env: gymnasium.Env[Any, Any], spec: RLSpec) -> None:
         raise SettingsError(
             "this run observes its task (env.oracle=true), which an environment of your own does not tell"
         )
-    wanted = {
-        "observations": (env.observation_space, spec.observation_size),
-        "actions": (env.action_space, spec.action_size),
-    }
-    for what, (space, size) in wanted.items():
-        if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
-            raise SettingsError(f"the environment has {what} {space}; this run needs a Box of shape ({size},)")
+    _check_box("observations", env.observation_space, spec.observation_size)
+    space, choices = env.action_space, spec.choices
+    if choices is None:
+        _check_box("actions", space, spec.action_size)
+        return
+    counts: tuple[int, ...] = ()
+    if isinstance(space, gymnasium.spaces.Discrete) and space.start == 0:
+        counts = (int(space.n),)
+    elif isinstance(space, gymnasium.spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
+        counts = tuple(int(n) for n in space.nvec)
+    if counts != choices.counts:
+        raise SettingsError(f"the environment has actions {space}; this run needs choices of {choices.counts}, from 0")
+
+
+def _check_box(what: str, space: gymnasium.Space[Any], size: int) -> None:
+    if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
+        raise SettingsError(f"the environment has {what} {space}; this run needs a Box of shape ({size},)")
 
 
 def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, seed: tuple[int, ...]) -> Rollouts:
@@ -40,25 +50,26 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
     Seeds of resets and actions are those of a batch's first task: where the environment is one of the family's tasks, these
     are the rollouts that the family gives.
     """
-    spec, device, episodes = domain.family.spec, params["log_std"].device, domain.episodes
-    out = Rollouts.empty(1, spec.horizon, episodes, (spec.observation_size, spec.action_size), device)
-    out.behaviour.log_std.copy_(domain.policy.clamped(params["log_std"]))
+    spec, policy, episodes = domain.family.spec, domain.policy, domain.episodes
+    out = Rollouts.empty(spec.observation_size, *policy.buffers(params, (1, spec.horizon, episodes)))
+    device = out.actions.device
     resets, actions = stream(seed, 0).spawn(2)
     seeds = resets.generate_state(episodes)
-    shape = (spec.horizon, episodes, spec.action_size)
-    noise = to_device(np.random.default_rng(actions).standard_normal(shape, dtype=np.float32), device)
+    draws = np.empty((spec.horizon, episodes, policy.action_size), dtype=np.float32)
+    policy.noise(np.random.default_rng(actions), draws)
+    noise = to_device(draws, device)
     with torch.no_grad():
-        act = actor(domain.policy, params)
+        act = policy.actor(params)
         for e in range(episodes):
             observation = _finite(env.reset(seed=int(seeds[e]))[0], "observation")
             for t in range(spec.horizon):
                 seen = to_device(observation, device).view(1, 1, -1)
-                action, mean = act(seen, noise[t, e].view(1, 1, -1))
-                command = np.clip(action[0, 0].cpu().numpy(), spec.action_low, spec.action_high)
+                action, state = act(seen, noise[t, e].view(1, 1, -1))
+                command = _command(action[0, 0].cpu().numpy(), spec, env.action_space)
                 value, reward, terminated, truncated, _ = env.step(command)
                 observation = _finite(value, "observation")
                 out.observations[0, t, e], out.actions[0, t, e] = seen[0, 0], action[0, 0]
-                out.behaviour.mean[0, t, e] = mean[0, 0]
+                out.behaviour[0][0, t, e] = state[0, 0]
                 out.rewards[0, t, e], out.mask[0, t, e] = float(_finite(reward, "reward")), 1.0
                 out.terminated[0, t, e] = bool(terminated)
                 out.truncated[0, t, e] = not terminated and (bool(truncated) or t + 1 == spec.horizon)
@@ -66,6 +77,15 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
                     break
             out.final_observations[0, e] = to_device(observation, device)
     return out
+
+
+def _command(action: np.ndarray, spec: RLSpec, space: gymnasium.Space[Any]) -> Any:
+    """Return an action (A,) as the environment takes it."""
+    if (action < 0).any() and spec.choices is not None:
+        raise SettingsError("the policy's probabilities are not finite: adaptation diverged; lower inner_lr")
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(action[0])
+    return np.clip(action, spec.action_low, spec.action_high).astype(action.dtype)
 
 
 def _finite(value: Any, what: str) -> np.ndarray:

@@ -105,9 +105,9 @@ def _episode(
     named = ", ".join(f"{name} {value:.2f}" for name, value in task.to_json()[0].items())
     observation, total, frames = env.reset(task, np.array([seed])), 0.0, []
     for _ in range(domain.family.spec.horizon):
-        seen = domain.observe(to_device(observation, params["log_std"].device)[None], task)
+        seen = domain.observe(to_device(observation, next(iter(params.values())).device)[None], task)
         with torch.no_grad():
-            action = domain.policy.distribution(params, seen).mean[0].cpu().numpy()
+            action = domain.policy.mode(domain.policy.distribution(params, seen))[0].cpu().numpy()
         observation, reward, terminated, truncated = env.step(action)
         total += float(reward[0])
         frames.append(_captioned(env.render(0, *SIZE), f"{title}   task: {named}   return {total:.0f}"))

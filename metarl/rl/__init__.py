@@ -1,8 +1,10 @@
 """Reinforcement learning on the meta-core: policies, rollouts, returns, losses."""
 
+from metarl.rl.categorical import CategoricalPolicy
 from metarl.rl.domain import RLDomain
+from metarl.rl.gaussian import GaussianPolicy
 from metarl.rl.losses import PolicyLoss, PolicyQuery
-from metarl.rl.policy import GaussianPolicy
+from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts
 
-__all__ = ["GaussianPolicy", "PolicyLoss", "PolicyQuery", "RLDomain", "Rollouts"]
+__all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy", "PolicyLoss", "PolicyQuery", "RLDomain", "Rollouts"]

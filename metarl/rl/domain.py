@@ -17,10 +17,9 @@ from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed
 from metarl.families import EnvBatch, RLFamily, Split, Tasks
 from metarl.rl import baseline, returns
-from metarl.rl import policy as gaussian
 from metarl.rl.losses import Batch, PolicyLoss, PolicyQuery
-from metarl.rl.policy import Gaussian, GaussianPolicy
-from metarl.rl.rollouts import Rollouts, actor, to_device
+from metarl.rl.policy import Policy
+from metarl.rl.rollouts import Rollouts, to_device
 from metarl.rl.simulations import Simulations
 
 
@@ -40,7 +39,7 @@ class RLDomain:
     """
 
     family: RLFamily
-    policy: GaussianPolicy
+    policy: Policy
     episodes: int = 20
     gamma: float = 0.99
     gae_lambda: float = 1.0
@@ -97,7 +96,7 @@ class RLDomain:
             "seconds_sampling": sampled - started,
             "seconds_physics": physics,
             "seconds_judging": time.perf_counter() - sampled,
-            "entropy": float(gaussian.entropy(rollouts.behaviour.log_std).mean()),
+            "entropy": float(self.policy.entropy(data.behaviour, data.weights).mean()),
             "episode_length": rollouts.steps / rollouts.rewards[:, 0].numel(),
         }
         return Sample(data, rollouts.returns.mean(1).cpu(), rollouts.steps, metrics)
@@ -114,9 +113,8 @@ class RLDomain:
         """
         spec = self.family.spec
         cuts, threads = groups(len(tasks), self.workers)
-        size = (self._observation_size, spec.action_size)
-        rollouts = Rollouts.empty(len(tasks), spec.horizon, self.episodes, size, self.workers.device)
-        rollouts.behaviour.log_std.copy_(self.policy.clamped(params["log_std"]))
+        actions, behaviour = self.policy.buffers(params, (len(tasks), spec.horizon, self.episodes))
+        rollouts = Rollouts.empty(self._observation_size, actions, behaviour)
         pool = self._pools.setdefault(len(cuts), Workers(len(cuts)))
         physics = pool.map(lambda g: self._roll(g, cuts[g], threads, params, tasks, seed, rollouts), range(len(cuts)))
         return rollouts, sum(physics) / len(physics)
@@ -125,6 +123,7 @@ class RLDomain:
         """Turn rollouts into a batch with advantages normalised per task."""
         targets = returns.discounted_returns(rollouts.rewards, rollouts.mask, self.gamma)
         num_tasks, horizon, episodes = rollouts.rewards.shape
+        behaviour = (rollouts.behaviour[0].flatten(1, 2), *rollouts.behaviour[1:])
 
         def values(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
             observations, mask = rollouts.observations[tasks], rollouts.mask[tasks]
@@ -137,8 +136,8 @@ class RLDomain:
             else:
                 fitted = baseline.fit(observations, targets[tasks], mask)
                 valued, last = baseline.predict(fitted, observations), torch.zeros_like(mask[:, 0])
-            behaviour = Gaussian(rollouts.behaviour.mean[tasks].flatten(1, 2), rollouts.behaviour.log_std[tasks])
-            log_probs = gaussian.log_prob(behaviour, rollouts.actions[tasks].flatten(1, 2))
+            acted = tuple(x[tasks] for x in behaviour)
+            log_probs = self.policy.log_prob(acted, rollouts.actions[tasks].flatten(1, 2))
             return valued, last, log_probs
 
         parts = self.workers.map(values, chunks(num_tasks, horizon * episodes, self.workers.device))
@@ -162,8 +161,7 @@ class RLDomain:
             advantages=returns.normalise(advantages, weights),
             weights=weights,
             log_probs=log_probs,
-            means=rollouts.behaviour.mean.flatten(1, 2),
-            log_std=rollouts.behaviour.log_std,
+            behaviour=behaviour,
         )
 
     def observe(self, observations: Tensor, tasks: Tasks) -> Tensor:
@@ -187,7 +185,7 @@ class RLDomain:
         spec, device, episodes = self.family.spec, self.workers.device, self.episodes
         tasks, params = tasks.rows(cut), rows(params, cut)
         count = len(tasks)
-        noise, seeds = _randomness(cut, seed, (spec.horizon, episodes, spec.action_size))
+        noise, seeds = _randomness(cut, seed, (spec.horizon, episodes), self.policy)
         noise_MTEA = to_device(noise, device)
         key = (group, count * episodes, threads)
         simulations = Simulations(self.family, tasks, episodes)
@@ -195,14 +193,14 @@ class RLDomain:
             kept = self._batches.get(key)
             if kept is None or kept[0] is not self.family:  # replace(domain, family=...) shares this dictionary
                 kept = self._batches[key] = (self.family, simulations.make(threads))
-            act = actor(self.policy, params)
+            act = self.policy.actor(params)
             observations = simulations.start(kept[1], seeds)
             for t in range(spec.horizon):
                 seen = self.observe(to_device(observations, device).view(count, episodes, -1), tasks)
-                actions, mean = act(seen, noise_MTEA[:, t])
+                actions, state = act(seen, noise_MTEA[:, t])
                 out.observations[cut, t] = seen
                 out.actions[cut, t] = actions
-                out.behaviour.mean[cut, t] = mean
+                out.behaviour[0][cut, t] = state
                 observations = simulations.step(actions.view(count * episodes, -1).cpu().numpy())
                 if not simulations.alive.any():
                     break
@@ -231,13 +229,13 @@ def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)], each
 
 
-def _randomness(cut: slice, seed: Seed, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _randomness(cut: slice, seed: Seed, steps: tuple[int, int], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
     """Action noise float32 (m, T, E, A) and reset seeds uint32 (m*E,), each task's a function of ``seed`` and its index."""
-    noise = np.empty((cut.stop - cut.start, *shape), dtype=np.float32)
+    noise = np.empty((cut.stop - cut.start, *steps, policy.action_size), dtype=np.float32)
     seeds = []
     for row, task in enumerate(range(cut.start, cut.stop)):
         sequence = families.stream(seed, task)
         resets, actions = sequence.spawn(2)
-        seeds.append(resets.generate_state(shape[1]))
-        np.random.Generator(np.random.PCG64(actions)).standard_normal(out=noise[row], dtype=np.float32)
+        seeds.append(resets.generate_state(steps[1]))
+        policy.noise(np.random.Generator(np.random.PCG64(actions)), noise[row])
     return noise, np.concatenate(seeds)

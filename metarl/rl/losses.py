@@ -9,8 +9,7 @@ from torch import Tensor
 
 from metarl.core.adapt import Terms
 from metarl.core.params import Params
-from metarl.rl import policy as gaussian
-from metarl.rl.policy import Gaussian, GaussianPolicy
+from metarl.rl.policy import Distribution, Policy
 
 SURROGATES = ("lvc", "logp")
 
@@ -21,12 +20,11 @@ class Batch:
 
     Attributes:
         observations: (M, N, O).
-        actions: (M, N, A).
+        actions: (M, N, A), float32, or int64 where they are choices.
         advantages: (M, N), standardised per task; a constant.
         weights: (M, N), sum to 1 over a task's valid states.
         log_probs: (M, N), of the actions under the distribution that acted, nats.
-        means: (M, N, A), of that distribution.
-        log_std: (M, A), of that distribution.
+        behaviour: that distribution, its first tensor (M, N, ...), the others (M, ...).
     """
 
     observations: Tensor
@@ -34,8 +32,7 @@ class Batch:
     advantages: Tensor
     weights: Tensor
     log_probs: Tensor
-    means: Tensor
-    log_std: Tensor
+    behaviour: Distribution
 
     @property
     def num_tasks(self) -> int:
@@ -55,8 +52,7 @@ class Batch:
             self.advantages[tasks],
             self.weights[tasks],
             self.log_probs[tasks],
-            self.means[tasks],
-            self.log_std[tasks],
+            tuple(x[tasks] for x in self.behaviour),
         )
 
     def samples(self, index: Tensor) -> Batch:
@@ -70,8 +66,7 @@ class Batch:
             self.advantages[:, index],
             weights / torch.where(total > 0, total, 1.0),
             self.log_probs[:, index],
-            self.means[:, index],
-            self.log_std,
+            (self.behaviour[0][:, index], *self.behaviour[1:]),
         )
 
 
@@ -89,7 +84,7 @@ class PolicyLoss:
     Reference: Rothfuss et al. (2019), arXiv:1810.06784, equation 6 (LVC); Williams (1992).
     """
 
-    policy: GaussianPolicy
+    policy: Policy
     surrogate: str = "lvc"
 
     def __post_init__(self) -> None:
@@ -99,7 +94,7 @@ class PolicyLoss:
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the losses."""
-        log_probs = gaussian.log_prob(self.policy.distribution(params, batch.observations), batch.actions)
+        log_probs = self.policy.log_prob(self.policy.distribution(params, batch.observations), batch.actions)
         if self.surrogate == "lvc":
             log_probs = torch.exp(log_probs - batch.log_probs)
         return -(batch.weights * log_probs * batch.advantages).sum(1)
@@ -112,7 +107,7 @@ class PolicyQuery:
     It is at once the :class:`~metarl.core.adapt.Query` and its geometry.
     """
 
-    policy: GaussianPolicy
+    policy: Policy
 
     @property
     def geometry(self) -> PolicyQuery:
@@ -122,16 +117,16 @@ class PolicyQuery:
     def __call__(self, params: Params, query: Batch) -> Terms:
         """Return losses and KL(old||new), both (M,)."""
         new = self.policy.distribution(params, query.observations)
-        ratio = torch.exp(gaussian.log_prob(new, query.actions) - query.log_probs)
+        ratio = torch.exp(self.policy.log_prob(new, query.actions) - query.log_probs)
         with torch.no_grad():
-            divergence = gaussian.kl(Gaussian(query.means, query.log_std), new)
+            divergence = self.policy.kl(query.behaviour, new)
             kl = (query.weights * divergence).sum(1)
         return Terms(-(query.weights * ratio * query.advantages).sum(1), kl)
 
     def predict(self, params: Params, query: Batch) -> tuple[Tensor, ...]:
-        """Return mean (M, N, A) and log-std (M, A)."""
+        """Return the action distributions."""
         return self.policy.distribution(params, query.observations)
 
     def fisher(self, predicted: tuple[Tensor, ...], tangent: tuple[Tensor, ...], query: Batch) -> tuple[Tensor, ...]:
-        """Multiply a tangent by the Gaussian's Fisher matrix."""
-        return gaussian.fisher(Gaussian(*predicted), Gaussian(*tangent), query.weights)
+        """Multiply a tangent by the policy's Fisher matrix."""
+        return self.policy.fisher(predicted, tangent, query.weights)

@@ -1,98 +1,69 @@
-"""Gaussian policy with a state-independent standard deviation.
+"""What a policy is to this library: Gaussian, categorical or of the user's own.
 
-Shapes: M tasks, N states, O observation, A action.
+Shapes: M tasks, N states, O observation, A action, D numbers that describe the distribution of one state.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metarl.core.params import Params
-from metarl.nets.net import Net
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
-
-class Gaussian(NamedTuple):
-    """A diagonal normal distribution per state: mean (M, N, A), log standard deviation (M, A)."""
-
-    mean: Tensor
-    log_std: Tensor
+# A tuple of tensors: the first has a row for every state, (M, N, D), the others have one for every task, (M, ...).
+Distribution = tuple[Tensor, ...]
+# Observations (M, E, O) and noise (M, E, A) to actions (M, E, A) and the distribution's first tensor (M, E, D).
+Actor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class GaussianPolicy:
-    r"""$a \sim \mathcal N(\mu_\theta(s), \operatorname{diag}(e^{2 \theta_\sigma}))$; all parameters, the log-std too, are adapted.
+class Policy(Protocol):
+    """A distribution over actions for every state, and its geometry. All methods work on M tasks at once."""
 
-    Attributes:
-        net: the mean network; its parameters keep their names, the log-std is ``log_std`` (A,).
-        action_size: A.
-        init_std: standard deviation before training.
-        min_std: smallest standard deviation; below it the log-std has no gradient.
-    """
-
-    net: Net
-    action_size: int
-    init_std: float = 1.0
-    min_std: float = 1e-6
+    @property
+    def action_size(self) -> int:
+        """A."""
+        ...
 
     def init(self, generator: torch.Generator) -> Params:
-        """Return fresh parameters.
+        """Return fresh parameters (no task dimension)."""
+        ...
 
-        Raises:
-            ValueError: if the network has a parameter called ``log_std``, which is the policy's own.
-        """
-        weights = self.net.init(generator)
-        if "log_std" in weights:
-            raise ValueError("the network has a parameter called log_std, which is the policy's own; rename it")
-        return {**weights, "log_std": torch.full((self.action_size,), math.log(self.init_std))}
+    def distribution(self, params: Params, observations: Tensor) -> Distribution:
+        """Return the action distribution at observations (M, N, O), differentiable in ``params``."""
+        ...
 
-    def distribution(self, params: Params, observations: Tensor) -> Gaussian:
-        """Return the action distribution at observations (M, N, O)."""
-        return Gaussian(self.net(self.weights(params), observations), self.clamped(params["log_std"]))
+    def buffers(self, params: Params, steps: tuple[int, int, int]) -> tuple[Tensor, Distribution]:
+        """Return zeros for the actions of (M, T, E) steps, and the distribution that acts with zeros for its first tensor."""
+        ...
 
-    def weights(self, params: Params) -> Params:
-        """Return the parameters of the mean network."""
-        return {name: value for name, value in params.items() if name != "log_std"}
+    def noise(self, generator: np.random.Generator, out: np.ndarray) -> None:
+        """Fill ``out``, float32 (..., A), with the noise that :meth:`actor` turns into actions."""
+        ...
 
-    def clamped(self, log_std: Tensor) -> Tensor:
-        """Return the log standard deviation that acts."""
-        return log_std.clamp(min=math.log(self.min_std))
+    def actor(self, params: Params) -> Actor:
+        """Return a function that draws actions; what does not change from step to step is worked out once."""
+        ...
 
+    def mode(self, distribution: Distribution) -> Tensor:
+        """Return the likeliest actions, (M, N, A)."""
+        ...
 
-def log_prob(distribution: Gaussian, actions: Tensor) -> Tensor:
-    """Log-density of actions (M, N, A), summed over the action's components: (M, N), nats."""
-    mean, log_std = distribution
-    z = (actions - mean) * torch.exp(-log_std).unsqueeze(1)
-    return -0.5 * z.square().sum(-1) - (log_std + _HALF_LOG_2PI).sum(-1, keepdim=True)
+    def log_prob(self, distribution: Distribution, actions: Tensor) -> Tensor:
+        """Log-probability or log-density of actions (M, N, A): (M, N), nats."""
+        ...
 
+    def entropy(self, distribution: Distribution, weights: Tensor) -> Tensor:
+        """Mean entropy of every task under weights (M, N) that sum to 1: (M,), nats."""
+        ...
 
-def entropy(log_std: Tensor) -> Tensor:
-    """Differential entropy of a Gaussian with log standard deviation (..., A): (...,), nats."""
-    return (log_std + _HALF_LOG_2PI + 0.5).sum(-1)
+    def kl(self, old: Distribution, new: Distribution) -> Tensor:
+        """KL(old||new) at every state, (M, N), nats."""
+        ...
 
-
-def kl(old: Gaussian, new: Gaussian) -> Tensor:
-    r"""KL(old||new) at every state, (M, N), nats.
-
-    $$ \sum_a \log\frac{\sigma'_a}{\sigma_a} + \frac{\sigma_a^2 + (\mu_a - \mu'_a)^2}{2 \sigma_a'^2} - \frac12 $$
-    """
-    inverse = torch.exp(-2 * new.log_std).unsqueeze(1)
-    variance = torch.exp(2 * (old.log_std - new.log_std)).unsqueeze(1)
-    shift = (old.mean - new.mean).square() * inverse
-    spread = (new.log_std - old.log_std).unsqueeze(1)
-    return (spread + 0.5 * (variance + shift - 1.0)).sum(-1)
-
-
-def fisher(at: Gaussian, tangent: Gaussian, weights: Tensor) -> Gaussian:
-    r"""Multiply a tangent by the Fisher matrix of every state, weighted by (M, N).
-
-    In (mean, log-std) coordinates the matrix is diagonal: $1/\sigma^2$ and 2.
-    """
-    mean = tangent.mean * torch.exp(-2 * at.log_std).unsqueeze(1) * weights.unsqueeze(-1)
-    return Gaussian(mean, 2 * tangent.log_std * weights.sum(1, keepdim=True))
+    def fisher(self, at: Distribution, tangent: Distribution, weights: Tensor) -> Distribution:
+        """Multiply a tangent by the Fisher matrix of every state, weighted by (M, N)."""
+        ...

@@ -5,15 +5,13 @@ Shapes: M tasks, E episodes of each, T steps; B = M*E simulations, task-major.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.params import Params
-from metarl.rl.policy import Gaussian, GaussianPolicy
+from metarl.rl.policy import Distribution
 
 
 @dataclass(frozen=True)
@@ -22,13 +20,13 @@ class Rollouts:
 
     Attributes:
         observations: (M, T, E, O), the state each action was taken in.
-        actions: (M, T, E, A), as drawn; the family clips them.
+        actions: (M, T, E, A), as drawn: float32, which the family clips, or int64 choices.
         rewards: (M, T, E), zero after the end.
         terminated: bool (M, T, E), the task's own end.
         truncated: bool (M, T, E), the time limit.
         mask: (M, T, E), 1 up to and including an episode's last step, 0 after.
         final_observations: (M, E, O), the state after an episode's last step.
-        behaviour: the distribution that acted: means (M, T, E, A), log standard deviations (M, A).
+        behaviour: the distribution that acted: its first tensor (M, T, E, ...), the others (M, ...).
     """
 
     observations: Tensor
@@ -38,26 +36,25 @@ class Rollouts:
     truncated: Tensor
     mask: Tensor
     final_observations: Tensor
-    behaviour: Gaussian
+    behaviour: Distribution
 
     @staticmethod
-    def empty(num_tasks: int, horizon: int, episodes: int, sizes: tuple[int, int], device: torch.device) -> Rollouts:
-        """Allocate buffers; sizes are (O, A)."""
-        observation, action = sizes
-        shape = (num_tasks, horizon, episodes)
+    def empty(observation_size: int, actions: Tensor, behaviour: Distribution) -> Rollouts:
+        """Allocate buffers around a policy's (:meth:`metarl.rl.policy.Policy.buffers`)."""
+        num_tasks, _, episodes = shape = actions.shape[:3]
 
         def zeros(*dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(dims, dtype=dtype, device=device)
+            return torch.zeros(dims, dtype=dtype, device=actions.device)
 
         return Rollouts(
-            observations=zeros(*shape, observation),
-            actions=zeros(*shape, action),
+            observations=zeros(*shape, observation_size),
+            actions=actions,
             rewards=zeros(*shape),
             terminated=zeros(*shape, dtype=torch.bool),
             truncated=zeros(*shape, dtype=torch.bool),
             mask=zeros(*shape),
-            final_observations=zeros(num_tasks, episodes, observation),
-            behaviour=Gaussian(zeros(*shape, action), zeros(num_tasks, action)),
+            final_observations=zeros(num_tasks, episodes, observation_size),
+            behaviour=behaviour,
         )
 
     @property
@@ -77,18 +74,3 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     Always a copy: NumPy's memory is aligned by chance, and a matrix product's last bits may depend on alignment.
     """
     return torch.tensor(array, device=device)
-
-
-def actor(policy: GaussianPolicy, params: Params) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return a function of observations (M, E, O) and standard normal noise (M, E, A) to actions and means (M, E, A).
-
-    What does not change from step to step is worked out once, because physics waits at every step.
-    """
-    weights = policy.weights(params)
-    std = torch.exp(policy.clamped(params["log_std"])).unsqueeze(1)
-
-    def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        mean = policy.net(weights, observations)
-        return torch.addcmul(mean, std, noise), mean
-
-    return act

@@ -50,11 +50,11 @@ class Simulations:
         with self._blamed("at step 0"):
             observations = env.reset(self._tasks.repeat(self._episodes), seeds)
             self._time = 0
-            return self._checked("observations", observations, self.final.shape)
+            return self._observed(observations)
 
     def step(self, actions: np.ndarray) -> np.ndarray:
-        """Apply actions float32 (B, A) and keep what comes of it; return observations float32 (B, O)."""
-        if not np.isfinite(actions).all():
+        """Apply actions float32 (B, A), or int64 choices, and keep what comes of it; return observations float32 (B, O)."""
+        if not np.isfinite(actions).all() or (actions.dtype == np.int64 and (actions < 0).any()):
             raise SettingsError(
                 f"the policy's actions are not finite at step {self._time}: adaptation diverged; lower inner_lr (a run"
                 " goes on with another one from its last checkpoint: init_from=RUN and a new run_dir)"
@@ -63,7 +63,7 @@ class Simulations:
         with self._blamed(f"at step {self._time}"):
             observations, rewards, terminated, truncated = self._env.step(actions)
             shape = self.alive.shape
-            observations = self._checked("observations", observations, self.final.shape)
+            observations = self._observed(observations)
             rewards = self._checked("rewards", rewards, shape)
             terminated = _shaped("terminated", terminated, shape).astype(bool)
             truncated = _shaped("truncated", truncated, shape).astype(bool)
@@ -87,6 +87,19 @@ class Simulations:
             "truncated": self._truncated,
             "mask": self._mask,
         }
+
+    def _observed(self, observations: np.ndarray) -> np.ndarray:
+        observations = self._checked("observations", observations, self.final.shape)
+        choices = self._family.spec.choices
+        if choices is None or not choices.masked:
+            return observations
+        first = observations.shape[1] - sum(choices.counts)
+        for component, count in enumerate(choices.counts):
+            stuck = ~(observations[:, first : first + count] > 0.5).any(axis=1) & self.alive
+            if stuck.any():
+                raise EnvFault(f"no choice of action component {component} is legal", np.flatnonzero(stuck))
+            first += count
+        return observations
 
     def _checked(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         values = _shaped(name, values, shape).astype(np.float32, copy=False)

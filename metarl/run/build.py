@@ -12,12 +12,12 @@ import torch
 from metarl import algorithms, families
 from metarl.core.parallel import Workers
 from metarl.domain import Domain
-from metarl.families import FamilyError, RLSpec, ShotSpec
+from metarl.families import Choices, FamilyError, RLSpec, ShotSpec
 from metarl.fewshot import ShotDomain
 from metarl.learner import MetaLearner
 from metarl.nets import MLP
-from metarl.rl import GaussianPolicy, RLDomain
-from metarl.run.config import RunConfig, resolve
+from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain
+from metarl.run.config import RunConfig, RunSettings, resolve
 from metarl.settings import SettingsError
 
 
@@ -84,13 +84,9 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     if fault:
         raise FamilyError(f"Family {type(family).__name__} has a spec {fault}")
     if isinstance(spec, RLSpec):
-        inputs = spec.observation_size + (len(spec.parameters) if spec.oracle else 0)
-        policy = GaussianPolicy(
-            MLP((inputs, *run.hidden_sizes, spec.action_size), run.activation), spec.action_size, run.init_std
-        )
         return RLDomain(
             family,
-            policy,
+            _policy(spec, run),
             episodes=run.episodes_per_task,
             gamma=run.gamma,
             gae_lambda=run.gae_lambda,
@@ -102,10 +98,23 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     return ShotDomain(family, MLP((inputs, *run.hidden_sizes, spec.target_size), run.activation), workers)
 
 
+def _policy(spec: RLSpec, run: RunSettings) -> Policy:
+    inputs, choices = spec.observation_size + (len(spec.parameters) if spec.oracle else 0), spec.choices
+    if choices is None:
+        net = MLP((inputs, *run.hidden_sizes, spec.action_size), run.activation)
+        return GaussianPolicy(net, spec.action_size, run.init_std)
+    outputs = sum(choices.counts)
+    # behind the mask an oracle's observation has the task
+    mask_at = spec.observation_size - outputs if choices.masked else None
+    return CategoricalPolicy(MLP((inputs, *run.hidden_sizes, outputs), run.activation), choices.counts, mask_at)
+
+
 def _fault(spec: object) -> str:
     """Say what no learner can be built from; empty where there is nothing."""
     if isinstance(spec, RLSpec):
         sizes = {name: getattr(spec, name) for name in ("observation_size", "action_size", "horizon")}
+        if spec.choices is not None:
+            return _choices_fault(spec, spec.choices)
         if not spec.action_low < spec.action_high:
             return f"whose action_low={spec.action_low} is not smaller than action_high={spec.action_high}"
     elif isinstance(spec, ShotSpec):
@@ -117,6 +126,19 @@ def _fault(spec: object) -> str:
         return f"of type {type(spec).__name__}, not RLSpec or ShotSpec"
     wrong = [f"whose {name}={n!r} is no positive whole number" for name, n in sizes.items() if not _positive(n)]
     return wrong[0] if wrong else ""
+
+
+def _choices_fault(spec: RLSpec, choices: Choices) -> str:
+    sizes = {"observation_size": spec.observation_size, "horizon": spec.horizon}
+    sizes |= {f"choices.counts[{i}]": n for i, n in enumerate(choices.counts)}
+    wrong = [f"whose {name}={n!r} is no positive whole number" for name, n in sizes.items() if not _positive(n)]
+    if wrong or not choices.counts:
+        return wrong[0] if wrong else "whose choices.counts are empty"
+    if spec.action_size != len(choices.counts):
+        return f"whose action_size={spec.action_size} is not the number of choices.counts={choices.counts}"
+    if choices.masked and spec.observation_size < sum(choices.counts):
+        return f"whose observation_size={spec.observation_size} has no room for a mask of {sum(choices.counts)}"
+    return ""
 
 
 def _positive(size: Any) -> bool:

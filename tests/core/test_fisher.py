@@ -30,7 +30,7 @@ def _random_batch(g, shape=(3,), log_std=0.2):
     means, stds = 0.3 * draw(M, N, 2), log_std * draw(M, 2)
     actions = draw(M, N, 2)
     log_probs = Independent(Normal(means, stds.exp().unsqueeze(1)), 1).log_prob(actions)
-    return Batch(draw(M, N, *shape), actions, draw(M, N), weights, log_probs, means, stds)
+    return Batch(draw(M, N, *shape), actions, draw(M, N), weights, log_probs, (means, stds))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def point(steps=1, surrogate="lvc", first_order=False, net=None, shape=(3,)):
     *supports, query = [_random_batch(g, shape) for _ in range(steps + 1)]
     rule = GradientStep(PolicyLoss(policy, surrogate), LR, first_order)
     acted = policy.distribution(adapt(rule, expand(meta, M), supports), query.observations)
-    query = replace(query, means=acted.mean.detach(), log_std=acted.log_std.detach())
+    query = replace(query, behaviour=tuple(x.detach() for x in acted))
     return Point(policy, meta, Objective(rule, supports, query, PolicyQuery(policy), Workers(1), 2))
 
 
@@ -65,7 +65,7 @@ def mean_kl(p, flat):
     o = p.objective
     adapted = adapt(o.rule, expand(unravel(flat, p.meta), M), o.supports)
     new = p.policy.distribution(adapted, o.query.observations)
-    old = Independent(Normal(o.query.means, o.query.log_std.exp().unsqueeze(1)), 1)
+    old = Independent(Normal(o.query.behaviour[0], o.query.behaviour[1].exp().unsqueeze(1)), 1)
     divergence = kl_divergence(old, Independent(Normal(new.mean, new.log_std.exp().unsqueeze(1)), 1))
     return (o.query.weights * divergence).sum(1).mean()
 
@@ -110,7 +110,7 @@ def test_product_is_the_explicit_sum_of_jacobians():
     expected = 0.0
     for task in range(M):
         jacobian = jacrev(predict)(ravel(p.meta), task)
-        precision = torch.exp(-2 * o.query.log_std[task])  # 1 / sigma^2, known because old is adapted
+        precision = torch.exp(-2 * o.query.behaviour[1][task])  # 1 / sigma^2, known because old is adapted
         weights = o.query.weights[task]
         of_means = (weights[:, None] * precision[None, :]).reshape(-1)
         fisher = torch.cat([of_means, torch.full((2,), 2.0, dtype=torch.double) * weights.sum()])
@@ -163,8 +163,7 @@ def test_fraction_looks_at_the_spread_samples_only(fraction):
             batch.advantages[:, index],
             weights / weights.sum(1, keepdim=True),
             batch.log_probs[:, index],
-            batch.means[:, index],
-            batch.log_std,
+            (batch.behaviour[0][:, index], batch.behaviour[1]),
         )
 
     by_hand = replace(p.objective, supports=[cut(s) for s in p.objective.supports], query=cut(p.objective.query))
@@ -289,7 +288,7 @@ def test_recurrent_modules_have_exact_fisher_products(kind, first_order):
     def kl_gradient(x):
         x = x.clone().requires_grad_()
         new = predict(unravel(x, p.meta))
-        old = Independent(Normal(o.query.means, o.query.log_std.exp().unsqueeze(1)), 1)
+        old = Independent(Normal(o.query.behaviour[0], o.query.behaviour[1].exp().unsqueeze(1)), 1)
         divergence = kl_divergence(old, Independent(Normal(new.mean, new.log_std.exp().unsqueeze(1)), 1))
         return torch.autograd.grad((o.query.weights * divergence).sum(1).mean(), x)[0]
 

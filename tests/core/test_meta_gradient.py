@@ -132,7 +132,7 @@ def policy_batch(g, n=9):
     observations, actions, means, log_std = draw(M, n, 3), draw(M, n, 2), 0.3 * draw(M, n, 2), 0.2 * draw(M, 2)
     log_probs = Independent(Normal(means, log_std.exp().unsqueeze(1)), 1).log_prob(actions)
     weights = weights / weights.sum(1, keepdim=True)
-    return Batch(observations, actions, draw(M, n), weights, log_probs, means, log_std)
+    return Batch(observations, actions, draw(M, n), weights, log_probs, (means, log_std))
 
 
 def policy_gradient(steps, surrogate):
@@ -263,7 +263,7 @@ def test_mean_kl_of_the_objective_is_the_mean_of_the_tasks_kl():
     for task in range(M):
         adapted = problem.adapted(_leaves(problem.meta), task, graph=False)
         query = problem.query
-        old = Independent(Normal(query.means[task], query.log_std[task].exp()), 1)
+        old = Independent(Normal(query.behaviour[0][task], query.behaviour[1][task].exp()), 1)
         mean = _forward(adapted, query.observations[task])
         new = Independent(Normal(mean, adapted["log_std"].exp()), 1)
         expected.append((query.weights[task] * torch.distributions.kl_divergence(old, new)).sum().item())

@@ -29,7 +29,11 @@ def _tensors(rollouts):
     return named | {"means": behaviour.mean, "log_std": behaviour.log_std}
 
 
-FIELDS = [field.name for field in dataclasses.fields(Batch)]
+def _columns(batch):
+    """A batch's tensors by name, those of the distribution too."""
+    named = {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}
+    means, log_std = named.pop("behaviour")
+    return named | {"means": means, "log_std": log_std}
 
 
 def _domain(family, threads=1, **settings):
@@ -134,7 +138,7 @@ def test_stored_distribution_is_the_one_that_acted(point_mass):
         torch.testing.assert_close(r.behaviour.mean[m].flatten(0, 1), mean, rtol=1e-4, atol=1e-4)
         log_probs = Independent(Normal(mean, std[m]), 1).log_prob(actions)
         torch.testing.assert_close(batch.log_probs[m], log_probs, rtol=1e-4, atol=1e-4)
-    assert torch.equal(batch.means, r.behaviour.mean.flatten(1, 2))
+    assert torch.equal(batch.behaviour[0], r.behaviour.mean.flatten(1, 2))
     assert torch.equal(batch.actions, r.actions.flatten(1, 2))
 
 
@@ -219,8 +223,7 @@ def test_padding_influences_nothing(point_mass, rubbish):
     valid = a.weights > 0
     assert 0 < int(valid.sum()) < valid.numel()
     assert torch.equal(a.weights, b.weights)
-    for name in FIELDS:
-        x, y = getattr(a, name), getattr(b, name)
+    for (name, x), y in zip(_columns(a).items(), _columns(b).values(), strict=True):
         assert torch.equal(x, y) if name == "log_std" else torch.equal(x[valid], y[valid]), name
         assert bool(torch.isfinite(y).all()), f"{name} of padding would turn 0 * x into NaN"
     assert torch.equal(first.scores, second.scores)

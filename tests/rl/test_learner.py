@@ -118,8 +118,8 @@ def test_every_stage_samples_with_the_parameters_adapted_so_far(point_mass, inne
     params = expand(meta, 4)
     for step, stage in enumerate(stages):
         acted = policy.distribution(params, stage.data.observations)
-        torch.testing.assert_close(stage.data.means, acted.mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(stage.data.log_std, acted.log_std)
+        torch.testing.assert_close(stage.data.behaviour[0], acted.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stage.data.behaviour[1], acted.log_std)
         if step < inner_steps:
             params = adapt(learner.inner, params, [stage.data])
     for name, value in trail.params.items():

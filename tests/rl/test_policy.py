@@ -12,10 +12,8 @@ from torch.distributions import Independent, Normal, kl_divergence
 from metarl.core.params import ravel, unravel
 from metarl.nets import MLP, from_module
 from metarl.rl import GaussianPolicy, PolicyLoss, PolicyQuery
-from metarl.rl import policy as gaussian
+from metarl.rl.gaussian import Gaussian
 from metarl.rl.losses import Batch
-from metarl.rl.policy import Gaussian
-from metarl.rl.rollouts import actor
 
 M, N, A = 3, 5, 4
 
@@ -34,19 +32,19 @@ def test_log_prob_is_the_sum_over_action_components():
     """Averaging over components (or forgetting one constant) changes every ratio and every KL."""
     (g, _), (d, _) = _pair()
     actions = _draw(M, N, A, seed=3)
-    torch.testing.assert_close(gaussian.log_prob(g, actions), d.log_prob(actions), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(GaussianPolicy.log_prob(g, actions), d.log_prob(actions), rtol=1e-12, atol=1e-12)
 
 
 def test_entropy_is_torchs():
     (g, _), (d, _) = _pair()
-    torch.testing.assert_close(gaussian.entropy(g.log_std), d.entropy()[:, 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(GaussianPolicy.entropy(g, torch.ones(M, N)), d.entropy()[:, 0], rtol=1e-12, atol=1e-12)
 
 
 def test_kl_is_of_the_old_to_the_new():
     """KL(new||old) has the same second derivative but another value."""
     (old, new), (d_old, d_new) = _pair()
-    torch.testing.assert_close(gaussian.kl(old, new), kl_divergence(d_old, d_new), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gaussian.kl(old, old), torch.zeros(M, N, dtype=torch.double), rtol=0, atol=1e-14)
+    torch.testing.assert_close(GaussianPolicy.kl(old, new), kl_divergence(d_old, d_new), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(GaussianPolicy.kl(old, old), torch.zeros(M, N, dtype=torch.double), rtol=0, atol=1e-14)
 
 
 def test_fisher_is_the_hessian_of_the_kl_in_mean_and_log_std():
@@ -63,7 +61,7 @@ def test_fisher_is_the_hessian_of_the_kl_in_mean_and_log_std():
 
     flat, v = (torch.cat([g.mean.reshape(-1), g.log_std.reshape(-1)]) for g in (at, tangent))
     hessian = torch.autograd.functional.hessian(divergence, flat)
-    product = gaussian.fisher(at, tangent, weights)
+    product = GaussianPolicy.fisher(at, tangent, weights)
     actual = torch.cat([product.mean.reshape(-1), product.log_std.reshape(-1)])
     torch.testing.assert_close(actual, hessian @ v, rtol=1e-11, atol=1e-12)
 
@@ -72,7 +70,7 @@ def test_actions_are_mean_plus_std_times_noise():
     policy = GaussianPolicy(MLP((2, A)), A)
     params = {"0.weight": _draw(M, 2, A), "0.bias": _draw(M, A, seed=1), "log_std": 0.5 * _draw(M, A, seed=2)}
     observations, noise = _draw(M, N, 2, seed=3), _draw(M, N, A, seed=4)
-    actions, means = actor(policy, params)(observations, noise)
+    actions, means = policy.actor(params)(observations, noise)
     for m in range(M):
         mean = observations[m] @ params["0.weight"][m] + params["0.bias"][m]
         torch.testing.assert_close(means[m], mean, rtol=1e-12, atol=1e-12)
@@ -112,8 +110,7 @@ def _batch():
         _draw(M, N, seed=25),
         weights / weights.sum(1, keepdim=True),
         log_probs,
-        means,
-        log_std,
+        Gaussian(means, log_std),
     )
 
 
@@ -150,7 +147,7 @@ def test_query_is_the_ratio_surrogate_with_the_weighted_kl():
     torch.testing.assert_close(terms.loss, expected, rtol=1e-11, atol=1e-12)
     for m in range(M):
         mean = batch.observations[m] @ params["0.weight"][m] + params["0.bias"][m]
-        old, new = Normal(batch.means[m], batch.log_std[m].exp()), Normal(mean, params["log_std"][m].exp())
+        old, new = Normal(batch.behaviour[0][m], batch.behaviour[1][m].exp()), Normal(mean, params["log_std"][m].exp())
         divergence = (batch.weights[m] * kl_divergence(old, new).sum(-1)).sum()
         torch.testing.assert_close(terms.kl[m], divergence, rtol=1e-11, atol=1e-12)
 
@@ -161,7 +158,7 @@ def test_both_surrogates_have_the_policy_gradient_where_the_data_were_drawn():
     batch = _batch()
     acted = policy.distribution(params, batch.observations)
     batch = Batch(**{f.name: getattr(batch, f.name) for f in fields(Batch)} | {
-        "log_probs": gaussian.log_prob(acted, batch.actions), "means": acted.mean, "log_std": acted.log_std
+        "log_probs": GaussianPolicy.log_prob(acted, batch.actions), "behaviour": acted
     })  # fmt: skip
     flat = ravel(params)
 
@@ -184,9 +181,13 @@ def test_rows_and_samples_select_the_same_thing_in_every_column():
     index = torch.tensor([0, 2, 4])
     part = batch.samples(index).rows(slice(1, 3))
     for f in fields(Batch):
-        whole = getattr(batch, f.name)[1:3]
-        expected = whole if f.name == "log_std" else whole[:, index]
+        if f.name == "behaviour":
+            continue
+        expected = getattr(batch, f.name)[1:3][:, index]
         if f.name == "weights":
             expected = expected / expected.sum(1, keepdim=True)
         torch.testing.assert_close(getattr(part, f.name), expected, rtol=1e-14, atol=0)
+    means, log_std = part.behaviour
+    assert torch.equal(means, batch.behaviour[0][1:3][:, index])
+    assert torch.equal(log_std, batch.behaviour[1][1:3])
     assert (part.num_tasks, part.num_samples) == (2, 3)
