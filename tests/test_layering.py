@@ -177,10 +177,15 @@ def _parameters(node: ast.ClassDef) -> list[str]:
     return [name for f in fields if not (name := ast.unparse(f.target)).startswith("_")]
 
 
+# Every family, third parties' too, is written against its fields: choices came as a ninth, with a default.
+_WIDE = {"metarl.families.RLSpec"}
+
+
 def test_constructors_take_at_most_eight_arguments() -> None:
     """Catches a class that should be two."""
     classes = [(name, n) for name, _, tree in EVERYTHING for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
-    assert not [f"{name}.{node.name}: {len(p)}" for name, node in classes if len(p := _parameters(node)) > 8]
+    wide = {f"{name}.{node.name}" for name, node in classes if len(_parameters(node)) > 8}
+    assert wide == _WIDE
 
 
 def _dotted(node: ast.AST) -> str:
