@@ -260,7 +260,7 @@ for argv in json.loads(sys.argv[1]):
     except SettingsError as error:
         messages.append(str(error))
 arguments.help_text()
-heavy = {"torch", "hydra", "omegaconf", "mujoco", "gymnasium"} & set(sys.modules)
+heavy = {"torch", "hydra", "omegaconf", "mujoco"} & set(sys.modules)
 print(json.dumps([messages, sorted(heavy), time.process_time()]))
 """
 
