@@ -131,8 +131,9 @@ class BanditBatch:
         means = self._means.take(self._rows + actions[:, 0])
         rewards = self._payout(means, self._keys, self._time)
         self._time += 1
-        truncated = np.full(count, self._time >= self._horizon)
-        return Step(np.ones((count, 1), dtype=np.float32), rewards, np.zeros(count, dtype=bool), truncated)
+        # the trial's own end, not a time limit: nothing would follow the last pull
+        terminated = np.full(count, self._time >= self._horizon)
+        return Step(np.ones((count, 1), dtype=np.float32), rewards, terminated, np.zeros(count, dtype=bool))
 
 
 def _bernoulli(means: np.ndarray, keys: np.ndarray, time: int) -> np.ndarray:

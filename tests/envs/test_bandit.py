@@ -26,10 +26,10 @@ def test_bernoulli_arms_pay_their_probability():
         assert set(step.rewards.tolist()) == {0.0, 1.0}
         error = 5 * np.sqrt(p * (1 - p) / 20000)
         assert abs(step.rewards.mean() - p) < error
-        assert not step.truncated.any()
+        assert not step.terminated.any()
         second = env.step(np.full((20000, 1), arm))
-        assert second.truncated.all()
-        assert not second.terminated.any()
+        assert second.terminated.all()
+        assert not second.truncated.any()
         both = (step.rewards * second.rewards).mean()
         assert abs(both - p * p) < 5 * np.sqrt(p * p * (1 - p * p) / 20000), "pulls of an episode are independent"
 
