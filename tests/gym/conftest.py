@@ -33,9 +33,9 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def registered():
-    """Known by name in this process, and no longer when this folder is done."""
+    """Known by name while a module of this folder runs, and to no other test."""
     for name, family in FAMILIES.items():
         metarl.register(name)(family)
     yield
