@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Part, Start, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, squared
+from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.tasks import FORWARD_BACKWARD, SPATIAL, TURN, along, forward_backward, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks, split_uniform
 from metarl.settings import setting
@@ -81,15 +82,12 @@ class AntVel:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
-            observation_size=27 + _CONTACTS * self.contact_forces,
-            action_size=8,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
+        return body_spec(
+            self,
+            (TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
+            27 + _CONTACTS * self.contact_forces,
+            8,
+            0.01,
         )
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
@@ -98,10 +96,7 @@ class AntVel:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale, self.contact_forces)
-        return LocomotionBatch(ant(self.reset_noise, self.contact_forces), control, self._reward, num_envs, threads)
+        return simulations(self, ant(self.reset_noise, self.contact_forces), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         forward = 1.0 - np.abs(outcome.velocity[:, 0] - tasks["velocity"])
@@ -137,16 +132,7 @@ class AntDir:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=FORWARD_BACKWARD,
-            observation_size=27 + _CONTACTS * self.contact_forces,
-            action_size=8,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, FORWARD_BACKWARD, 27 + _CONTACTS * self.contact_forces, 8, 0.01)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw directions; every split has both."""
@@ -154,10 +140,7 @@ class AntDir:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale, self.contact_forces)
-        return LocomotionBatch(ant(self.reset_noise, self.contact_forces), control, self._reward, num_envs, threads)
+        return simulations(self, ant(self.reset_noise, self.contact_forces), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         forward = tasks["direction"] * outcome.velocity[:, 0]
@@ -198,15 +181,12 @@ class AntDirection:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("angle", self.angle_low, self.angle_high, "rad"),),
-            observation_size=27 + _CONTACTS * self.contact_forces,
-            action_size=8,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
+        return body_spec(
+            self,
+            (TaskParameter("angle", self.angle_low, self.angle_high, "rad"),),
+            27 + _CONTACTS * self.contact_forces,
+            8,
+            0.01,
         )
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
@@ -215,10 +195,7 @@ class AntDirection:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale, self.contact_forces)
-        return LocomotionBatch(ant(self.reset_noise, self.contact_forces), control, self._reward, num_envs, threads)
+        return simulations(self, ant(self.reset_noise, self.contact_forces), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         forward = along(tasks["angle"], outcome.velocity)
@@ -254,15 +231,12 @@ class AntGoal:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=tuple(TaskParameter(f"goal_{axis}", -self.goal_radius, self.goal_radius, "m") for axis in "xy"),
-            observation_size=27 + _CONTACTS * self.contact_forces,
-            action_size=8,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
+        return body_spec(
+            self,
+            tuple(TaskParameter(f"goal_{axis}", -self.goal_radius, self.goal_radius, "m") for axis in "xy"),
+            27 + _CONTACTS * self.contact_forces,
+            8,
+            0.01,
         )
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
@@ -273,11 +247,8 @@ class AntGoal:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale, self.contact_forces)
-        return LocomotionBatch(
-            ant(self.reset_noise, self.contact_forces, falls=False), control, self._reward, num_envs, threads
+        return simulations(
+            self, ant(self.reset_noise, self.contact_forces, falls=False), self._reward, num_envs, threads
         )
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:

@@ -78,6 +78,11 @@ class Body:
     healthy: Healthy | None = None
     edit: Callable[[Any], None] | None = None
 
+    @property
+    def contacts(self) -> bool:
+        """Whether contact forces are observed, and so must be worked out."""
+        return any(part.field == "cfrc_ext" for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Control:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Start, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Start, squared
+from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.tasks import FORWARD_BACKWARD, PLANAR, forward_backward, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
 from metarl.settings import setting
@@ -45,18 +46,7 @@ class HalfCheetahVel:
     action_scale: float = setting(1.0, "actions are divided by this before they act", above=0)
     oracle: bool = setting(False, "append the target velocity to the observation")
 
-    recommended: ClassVar[Mapping[str, Any]] = {
-        "algo": "maml-trpo",
-        "algo.max_kl": 0.03,
-        "iterations": 300,
-        "meta_batch_size": 40,
-        "episodes_per_task": 20,
-        "inner_steps": 1,
-        "inner_lr": 0.1,
-        "gamma": 0.99,
-        "gae_lambda": 1.0,
-        "hidden_sizes": (64, 64),
-    }
+    recommended: ClassVar[Mapping[str, Any]] = {**PLANAR, "algo.max_kl": 0.03, "iterations": 300}
 
     def __post_init__(self) -> None:
         """Check the order of the velocity range."""
@@ -65,16 +55,7 @@ class HalfCheetahVel:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
-            observation_size=17,
-            action_size=6,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, (TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),), 17, 6, 0.01)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw target velocities."""
@@ -82,10 +63,7 @@ class HalfCheetahVel:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(half_cheetah(self.reset_noise), control, self._reward, num_envs, threads)
+        return simulations(self, half_cheetah(self.reset_noise), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         return -np.abs(outcome.velocity[:, 0] - tasks["velocity"]) - self.control_cost * squared(outcome.actions)
@@ -118,16 +96,7 @@ class HalfCheetahDir:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=FORWARD_BACKWARD,
-            observation_size=17,
-            action_size=6,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, FORWARD_BACKWARD, 17, 6, 0.01)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw directions; every split has both."""
@@ -135,10 +104,7 @@ class HalfCheetahDir:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(half_cheetah(self.reset_noise), control, self._reward, num_envs, threads)
+        return simulations(self, half_cheetah(self.reset_noise), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         return tasks["direction"] * outcome.velocity[:, 0] - self.control_cost * squared(outcome.actions)

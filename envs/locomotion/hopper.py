@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Start, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Start, squared
+from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.scaling import Ranges, scaled_parts
 from metarl.envs.locomotion.tasks import PLANAR, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
@@ -43,8 +44,7 @@ class HopperVel:
     Dynamics: Gymnasium's Hopper-v5 body and reset (uniform +-0.005 on positions and velocities). Observation (11):
     positions without x (m, rad), velocities clipped to +-10 (m/s, rad/s). Action (3): joint torques, clipped to [-1, 1].
     Control step 0.008 s (4 physics steps of 0.002 s), horizon 200 steps. The episode ends
-    unless the torso above 0.7 m, within 0.2 rad of upright and no number
-    of the state beyond +-100.
+    unless the torso is above 0.7 m and within 0.2 rad of upright, and no number of the state is beyond +-100.
     Task: ``velocity`` $v^*$ in m/s, uniform on [0, 2].
 
     The bonus is larger than what a target can cost, so that falling never pays.
@@ -72,16 +72,7 @@ class HopperVel:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
-            observation_size=11,
-            action_size=3,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.002 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, (TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),), 11, 3, 0.002)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw target velocities."""
@@ -89,10 +80,7 @@ class HopperVel:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(hopper(self.reset_noise), control, self._reward, num_envs, threads)
+        return simulations(self, hopper(self.reset_noise), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         gap = np.abs(outcome.velocity[:, 0] - tasks["velocity"])
@@ -112,8 +100,7 @@ class HopperParams:
     Dynamics: Gymnasium's Hopper-v5 body and reset (uniform +-0.005 on positions and velocities). Observation (11):
     positions without x (m, rad), velocities clipped to +-10 (m/s, rad/s). Action (3): joint torques, clipped to [-1, 1].
     Control step 0.008 s (4 physics steps of 0.002 s), horizon 200 steps. The episode ends
-    unless the torso above 0.7 m, within 0.2 rad of upright and no number
-    of the state beyond +-100.
+    unless the torso is above 0.7 m and within 0.2 rad of upright, and no number of the state is beyond +-100.
 
     Differs from the source: it draws a factor for every axis of an inertia and for every kind of friction, and keeps the
     constants that MuJoCo derives from the masses; here a body has one factor for its inertia, a surface one for its
@@ -137,16 +124,7 @@ class HopperParams:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=Ranges(self.spread).parameters(_PARTS),
-            observation_size=11,
-            action_size=3,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.002 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, Ranges(self.spread).parameters(_PARTS), 11, 3, 0.002)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw factors."""
@@ -154,10 +132,7 @@ class HopperParams:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(hopper(self.reset_noise), control, self._reward, num_envs, threads, _PARTS)
+        return simulations(self, hopper(self.reset_noise), self._reward, num_envs, threads, _PARTS)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         return outcome.velocity[:, 0] - self.control_cost * squared(outcome.actions) + self.healthy_reward

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Part, Start, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, squared
+from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.tasks import SPATIAL, TURN, along, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
 from metarl.settings import setting
@@ -75,15 +76,13 @@ class HumanoidDirection:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("angle", self.angle_low, self.angle_high, "rad"),),
-            observation_size=45 + 17 + (10 + 6 + 6 * self.contact_forces) * _BODIES,
-            action_size=17,
-            action_low=-_LIMIT * self.action_scale,
-            action_high=_LIMIT * self.action_scale,
-            horizon=self.horizon,
-            control_step=0.003 * self.frame_skip,
-            oracle=self.oracle,
+        return body_spec(
+            self,
+            (TaskParameter("angle", self.angle_low, self.angle_high, "rad"),),
+            45 + 17 + (10 + 6 + 6 * self.contact_forces) * _BODIES,
+            17,
+            0.003,
+            limit=_LIMIT,
         )
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
@@ -92,12 +91,7 @@ class HumanoidDirection:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale, self.contact_forces)
-        return LocomotionBatch(
-            humanoid(self.reset_noise, self.contact_forces), control, self._reward, num_envs, threads
-        )
+        return simulations(self, humanoid(self.reset_noise, self.contact_forces), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         forward = 1.25 * along(tasks["angle"], outcome.velocity)

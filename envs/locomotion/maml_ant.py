@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from metarl.envs.locomotion.ant import contact_cost, standing
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Part, Start, measure_centre, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, measure_centre, squared
+from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.tasks import FORWARD_BACKWARD, PAPER, forward_backward, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
 from metarl.settings import setting
@@ -86,15 +87,12 @@ class AntVelMAML:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
-            observation_size=41 + _CONTACTS * self.contact_forces,
-            action_size=8,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=_TIMESTEP * self.frame_skip,
-            oracle=self.oracle,
+        return body_spec(
+            self,
+            (TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
+            41 + _CONTACTS * self.contact_forces,
+            8,
+            _TIMESTEP,
         )
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
@@ -103,11 +101,8 @@ class AntVelMAML:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
         body = paper_ant(self.reset_noise, self.velocity_noise, self.contact_forces)
-        control = Control(self.frame_skip, self.horizon, self.action_scale, self.contact_forces)
-        return LocomotionBatch(body, control, self._reward, num_envs, threads)
+        return simulations(self, body, self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         forward = 1.0 - np.abs(outcome.velocity[:, 0] - tasks["velocity"])
@@ -142,16 +137,7 @@ class AntDirMAML:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=FORWARD_BACKWARD,
-            observation_size=41 + _CONTACTS * self.contact_forces,
-            action_size=8,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=_TIMESTEP * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, FORWARD_BACKWARD, 41 + _CONTACTS * self.contact_forces, 8, _TIMESTEP)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw directions; every split has both."""
@@ -159,11 +145,8 @@ class AntDirMAML:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
         body = paper_ant(self.reset_noise, self.velocity_noise, self.contact_forces)
-        control = Control(self.frame_skip, self.horizon, self.action_scale, self.contact_forces)
-        return LocomotionBatch(body, control, self._reward, num_envs, threads)
+        return simulations(self, body, self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         forward = tasks["direction"] * outcome.velocity[:, 0]

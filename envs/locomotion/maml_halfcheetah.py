@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Part, Start, measure_centre, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, measure_centre, squared
+from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.tasks import FORWARD_BACKWARD, PAPER, forward_backward, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
 from metarl.settings import setting
@@ -63,16 +64,7 @@ class HalfCheetahVelMAML:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
-            observation_size=20,
-            action_size=6,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, (TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),), 20, 6, 0.01)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw target velocities."""
@@ -80,11 +72,8 @@ class HalfCheetahVelMAML:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
         body = paper_half_cheetah(self.reset_noise, self.velocity_noise)
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(body, control, self._reward, num_envs, threads)
+        return simulations(self, body, self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         return -np.abs(outcome.velocity[:, 0] - tasks["velocity"]) - self.control_cost * squared(outcome.actions)
@@ -119,16 +108,7 @@ class HalfCheetahDirMAML:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=FORWARD_BACKWARD,
-            observation_size=20,
-            action_size=6,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.01 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, FORWARD_BACKWARD, 20, 6, 0.01)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw directions; every split has both."""
@@ -136,11 +116,8 @@ class HalfCheetahDirMAML:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
         body = paper_half_cheetah(self.reset_noise, self.velocity_noise)
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(body, control, self._reward, num_envs, threads)
+        return simulations(self, body, self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         return tasks["direction"] * outcome.velocity[:, 0] - self.control_cost * squared(outcome.actions)

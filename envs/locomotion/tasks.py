@@ -14,7 +14,7 @@ from metarl.settings import SettingsError
 TURN = 2 * math.pi
 FORWARD_BACKWARD = (TaskParameter("direction", -1.0, 1.0, "-1 backward, +1 forward"),)
 
-# Hyper-parameters of the MAML paper's code; planar bodies are cheap enough for its meta-batch.
+# Hyper-parameters of the MAML paper's code, but for the network.
 PLANAR: Mapping[str, Any] = {
     "algo": "maml-trpo",
     "algo.max_kl": 0.01,
@@ -27,9 +27,9 @@ PLANAR: Mapping[str, Any] = {
     "gae_lambda": 1.0,
     "hidden_sizes": (64, 64),
 }
-# Ant and humanoid cost ten times the physics: fewer tasks and episodes.
+# Ant and humanoid cost more physics: fewer tasks and episodes.
 SPATIAL: Mapping[str, Any] = {**PLANAR, "meta_batch_size": 20, "episodes_per_task": 10}
-# What the MAML paper's tested checkpoints were trained with.
+# The same with the network of the MAML paper's code.
 PAPER: Mapping[str, Any] = {**PLANAR, "hidden_sizes": (100, 100), "activation": "relu"}
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Start, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Start, squared
+from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.scaling import Ranges, scaled_parts
 from metarl.envs.locomotion.tasks import PLANAR, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
@@ -52,10 +53,10 @@ class Walker2dVel:
     Dynamics: Gymnasium's Walker2d-v5 body and reset (uniform +-0.005 on positions and velocities). Observation (17):
     positions without x (m, rad), velocities clipped to +-10 (m/s, rad/s). Action (6): joint torques, clipped to [-1, 1].
     Control step 0.008 s (4 physics steps of 0.002 s), horizon 200 steps. The episode ends
-    unless the torso between 0.8 and 2 m high and within 1 rad of upright.
+    unless the torso is between 0.8 and 2 m high and within 1 rad of upright.
     Task: ``velocity`` $v^*$ in m/s, uniform on [0, 2].
 
-    Differs from the source: targets of U(0, 10) m/s and a bonus of 15 there; no walker reaches 10 m/s within the horizon.
+    Differs from the source: targets of U(0, 10) m/s and a bonus of 15 there.
     The bonus is larger than what a target can cost in both, so that falling never pays.
 
     Reference: Rothfuss et al. (2019), ProMP, arXiv:1810.06784, and its code (``walker2d_rand_vel``).
@@ -80,16 +81,7 @@ class Walker2dVel:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=(TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),),
-            observation_size=17,
-            action_size=6,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.002 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, (TaskParameter("velocity", self.velocity_low, self.velocity_high, "m/s"),), 17, 6, 0.002)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw target velocities."""
@@ -97,10 +89,7 @@ class Walker2dVel:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(walker2d(self.reset_noise), control, self._reward, num_envs, threads)
+        return simulations(self, walker2d(self.reset_noise), self._reward, num_envs, threads)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         gap = np.abs(outcome.velocity[:, 0] - tasks["velocity"])
@@ -120,7 +109,7 @@ class Walker2dParams:
     Dynamics: Gymnasium's Walker2d-v5 body and reset (uniform +-0.005 on positions and velocities). Observation (17):
     positions without x (m, rad), velocities clipped to +-10 (m/s, rad/s). Action (6): joint torques, clipped to [-1, 1].
     Control step 0.008 s (4 physics steps of 0.002 s), horizon 200 steps. The episode ends
-    unless the torso between 0.8 and 2 m high and within 1 rad of upright.
+    unless the torso is between 0.8 and 2 m high and within 1 rad of upright.
 
     Differs from the source: it draws a factor for every axis of an inertia and for every kind of friction, and keeps the
     constants that MuJoCo derives from the masses; here a body has one factor for its inertia, a surface one for its
@@ -144,16 +133,7 @@ class Walker2dParams:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return RLSpec(
-            parameters=Ranges(self.spread).parameters(_PARTS),
-            observation_size=17,
-            action_size=6,
-            action_low=-self.action_scale,
-            action_high=self.action_scale,
-            horizon=self.horizon,
-            control_step=0.002 * self.frame_skip,
-            oracle=self.oracle,
-        )
+        return body_spec(self, Ranges(self.spread).parameters(_PARTS), 17, 6, 0.002)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw factors."""
@@ -161,10 +141,7 @@ class Walker2dParams:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations on the batch engine."""
-        from metarl.envs.locomotion.engine import LocomotionBatch
-
-        control = Control(self.frame_skip, self.horizon, self.action_scale)
-        return LocomotionBatch(walker2d(self.reset_noise), control, self._reward, num_envs, threads, _PARTS)
+        return simulations(self, walker2d(self.reset_noise), self._reward, num_envs, threads, _PARTS)
 
     def _reward(self, tasks: Tasks, outcome: Outcome) -> np.ndarray:
         return outcome.velocity[:, 0] - self.control_cost * squared(outcome.actions) + self.healthy_reward

@@ -16,12 +16,13 @@ from metarl.run.disk import replace_file
 from metarl.run.lock import RunLock
 from metarl.settings import SettingsError
 
-CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, EVALUATION, LOCK = (
+CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, EVALUATION, PROVENANCE, LOCK = (
     "config.yaml",
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",
     "evaluation",
+    "provenance.json",
     ".lock",
 )
 
@@ -31,7 +32,7 @@ _RUNS = pathlib.Path("runs")
 # What a writer leaves that was killed before its first complete file.
 _LITTER = frozenset({LOCK, f".{CONFIG}.tmp"})
 # What a run writes; nothing else in its directory is ever removed.
-_OWN = frozenset({CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, "provenance.json", LOCK})
+_OWN = frozenset({CONFIG, METRICS, TENSORBOARD, CHECKPOINTS, PROVENANCE, LOCK})
 
 # A resumed run may differ in these: where it runs, how far, how often it says so.
 _FREE = ("run.device", "run.threads")

@@ -14,9 +14,8 @@ from typing import Any
 
 from metarl.learner import MetaLearner
 from metarl.run.config import RunConfig
-from metarl.run.directory import replace_text
+from metarl.run.directory import PROVENANCE, replace_text
 
-FILE = "provenance.json"
 _PACKAGES = ("metarl-toolkit", "torch", "numpy", "mujoco", "gymnasium")
 
 
@@ -33,17 +32,17 @@ def provenance() -> dict[str, Any]:
 
 def record_session(path: pathlib.Path, command: str, config: RunConfig, learner: MetaLearner, iteration: int) -> None:
     """Append one start of the run to its ``provenance.json``."""
-    file = path / FILE
+    file = path / PROVENANCE
     try:
         sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         damaged = not isinstance(sessions, list)
     except ValueError:  # neither UTF-8 nor JSON
         damaged = True
     if damaged:  # a record of the past, which a run does not need to go on
-        kept = file.with_name(f"{FILE}.damaged")
+        kept = file.with_name(f"{PROVENANCE}.damaged")
         file.replace(kept)
         warnings.warn(
-            f"{FILE} is damaged; it is kept as {kept.name}, and a new one begun", RuntimeWarning, stacklevel=2
+            f"{PROVENANCE} is damaged; it is kept as {kept.name}, and a new one begun", RuntimeWarning, stacklevel=2
         )
         sessions = []
     workers = learner.domain.workers

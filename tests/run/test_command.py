@@ -63,7 +63,7 @@ def test_a_path_that_is_no_text_is_printed_as_it_is(tmp_path):
 @pytest.mark.parametrize("content", [b"{]", b"{}", b"\xff"], ids=["no JSON", "no list", "no text"])
 def test_a_damaged_record_does_not_stop_a_run(tmp_path, content):
     """Catches a traceback on resume, and the loss of what can still be read of the record."""
-    file = tmp_path / provenance.FILE
+    file = tmp_path / provenance.PROVENANCE
     file.write_bytes(content)
     config = resolve("sinusoid")
     learner = build_learner(config)
