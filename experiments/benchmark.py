@@ -1,10 +1,12 @@
-"""How close to the floor: ``python -m experiments.benchmark iteration|stepping [key=value ...]``.
+"""How close to the floor: ``python -m experiments.benchmark iteration|stepping|throughput [key=value ...]``.
 
 ``iteration`` times one meta-iteration on halfcheetah-vel against the floor: the physics of the very same episodes, same
 starts and same actions on Gymnasium's model, replayed open loop by the fastest way that there is, and nothing else; beside
 it, the same on the model as our engine steps it (without the search for islands; the same bits, faster). ``stepping`` times our
-batched stepping, with observations and rewards, against raw physics, Gymnasium's vector environments and EnvPool.
-Repeats are interleaved: each goes once through everything. Measure on an idle machine.
+batched stepping, with observations and rewards, against raw physics, Gymnasium's vector environments and EnvPool; with
+``family=NAME`` that of another locomotion family against raw physics, with ``family=all`` that of each. ``throughput`` counts
+the steps of the families that are not MuJoCo. Repeats are interleaved: each goes once through everything. Measure on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ class Settings:
     repeats: int = setting(3, "measurements of everything", low=1)
     device: str = setting("cpu", "where the policy lives (iteration); physics runs on the CPU", choices=("cpu", "cuda"))
     threads: int | None = setting(None, "threads; null takes every core", low=1)
+    family: str | None = setting(None, "locomotion family, or all (stepping); null compares other simulators instead")
+    batch: int = setting(10_000, "simulations, each a task of its own (throughput)", low=1)
+    steps: int = setting(500, "environment steps of each in a measurement (throughput)", low=1)
     busy: int = setting(0, "then the iteration again beside so many processes that compute without end", low=0)
     save: bool = setting(False, "write the result to experiments/results/")
 
@@ -52,27 +57,26 @@ class Settings:
 def main(argv: Sequence[str] | None = None, results: pathlib.Path = RESULTS) -> int:
     """Measure, print, and save where asked; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    measures = {"iteration": iteration, "stepping": stepping}
+    measures = {"iteration": iteration, "stepping": stepping, "throughput": throughput}
     try:
         if not argv or argv[0] not in measures:
             given = argv[0] if argv else ""
             raise SettingsError(f"Say what to measure, not '{given}'. {nearest(given, measures)}")
         settings = Settings(**check(Settings, dict(map(_parsed, argv[1:]))))
-        if argv[0] == "stepping" and settings.device != "cpu":
-            raise SettingsError(f"device={settings.device}: stepping measures physics, which runs on the CPU")
+        name = _name(argv[0], settings)
         record = {
             "benchmark": argv[0],
             "command": shlex.join(["python", "-m", "experiments.benchmark", *argv]),
             **_circumstances(settings),
         }
         where = f"{record['threads']} threads, load {record['load_at_start']:.1f} before the start"
-        print(f"{argv[0]}: {_described(settings)}; {where}", flush=True)
+        print(f"{argv[0]}: {_described(argv[0], settings)}; {where}", flush=True)
         record |= measures[argv[0]](settings, record["threads"])
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if settings.save:
-        file = results / f"benchmark_{argv[0]}.json"
+        file = results / f"benchmark_{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"saved: {file}")
@@ -140,9 +144,11 @@ def _beside_busy(learner: MetaLearner, state: MetaState, count: int) -> float:
 
 
 def stepping(settings: Settings, threads: int) -> Mapping[str, Any]:
-    """Time every simulator."""
+    """Time every simulator, or every family."""
     from experiments import simulators
 
+    if settings.family is not None:
+        return _families(settings, threads)
     simulators.quiet()
     work = simulators.Workload(settings.tasks, settings.episodes, settings.horizon, threads)
     with contextlib.ExitStack() as opened:
@@ -170,6 +176,46 @@ def stepping(settings: Settings, threads: int) -> Mapping[str, Any]:
     if not any(r.name == "EnvPool" for r in rivals):
         print("EnvPool is not installed; pip install -c constraints.txt -e '.[benchmark]' adds it")
     return {"repeats": repeats, "summary": summary, "fastest_raw": fastest}
+
+
+def _families(settings: Settings, threads: int) -> Mapping[str, Any]:
+    """Time locomotion families, ours and raw in turns."""
+    from experiments.stepping import Ours, Raw, Size, chosen
+
+    assert settings.family is not None
+    rows: dict[str, Any] = {}
+    for name in chosen(settings.family):
+        ours = Ours(name, Size(settings.tasks, settings.episodes, settings.horizon, threads))
+        tape = ours.tape()
+        raw, steps = Raw(tape, threads), int(tape.lengths.sum())
+        repeats = [{"raw": steps / raw.run(), "ours": steps / ours.run()} for _ in range(settings.repeats)]
+        rows[name] = {
+            "control_steps": steps,
+            "frame_skip": tape.frame_skip,
+            "mean_length": steps / len(tape.lengths),
+            "load": os.getloadavg()[0],
+            "repeats": repeats,
+            "raw": _spread([repeat["raw"] for repeat in repeats]),
+            "ours": _spread([repeat["ours"] for repeat in repeats]),
+            "ratio": _spread([repeat["ours"] / repeat["raw"] for repeat in repeats]),
+        }
+        _print_family(name, rows[name])
+    return {"families": rows}
+
+
+def throughput(settings: Settings, threads: int) -> Mapping[str, Any]:
+    """Count environment steps a second of the families that are not MuJoCo, with the sampling noise."""
+    from experiments.throughput import ROWS, Throughput
+
+    measured = {row: Throughput(row, settings.batch, settings.steps, threads) for row in ROWS}
+    for row in measured.values():
+        row.run()  # not counted: it starts the threads and fills the caches
+    repeats = [{name: row.env_steps / row.run() for name, row in measured.items()} for _ in range(settings.repeats)]
+    summary = {name: _spread([repeat[name] for repeat in repeats]) for name in ROWS}
+    print("million environment steps per second, sampling noise included; median and range")
+    for name, rate in summary.items():
+        print(f"{name:32} {rate['median'] / 1e6:8.1f} ({rate['low'] / 1e6:.1f} to {rate['high'] / 1e6:.1f})")
+    return {"repeats": repeats, "summary": summary}
 
 
 def _learner(settings: Settings, threads: int) -> tuple[MetaLearner, RecordedFamily]:
@@ -245,10 +291,25 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _described(settings: Settings) -> str:
-    return (
-        f"{settings.tasks} tasks x {settings.episodes} episodes x {settings.horizon} steps, {settings.repeats} repeats"
-    )
+def _name(measure: str, settings: Settings) -> str:
+    """Return what the result is called; refuse settings that do not fit the measurement."""
+    if measure != "iteration" and settings.device != "cpu":
+        raise SettingsError(f"device={settings.device}: {measure} measures simulators, which run on the CPU")
+    if settings.family is None:
+        return measure
+    if measure != "stepping":
+        raise SettingsError(f"family={settings.family}: {measure} has no choice of families; stepping has")
+    from experiments.stepping import chosen
+
+    chosen(settings.family)
+    return "families" if settings.family == "all" else settings.family
+
+
+def _described(measure: str, settings: Settings) -> str:
+    size = f"{settings.tasks} tasks x {settings.episodes} episodes x {settings.horizon} steps"
+    if measure == "throughput":
+        size = f"{settings.batch} simulations x {settings.steps} steps"
+    return f"{size}, {settings.repeats} repeats"
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -287,6 +348,15 @@ def _print_stepping(summary: Mapping[str, Any], fastest: str) -> None:
         numbers = f"{rate['median']:9.0f} ({rate['low']:.0f} to {rate['high']:.0f})"
         mark = " <- fastest raw" if name == fastest else ""
         print(f"{name:32} {numbers:28} ours/it {ratio['median']:6.3f}  {row['detail']}{mark}")
+
+
+def _print_family(name: str, row: Mapping[str, Any]) -> None:
+    ratio, steps = row["ratio"], f"{row['mean_length']:.1f} steps long"
+    rates = f"ours {row['ours']['median']:9.0f} /s, raw {row['raw']['median']:9.0f} /s"
+    print(
+        f"{name:22} ours/raw {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) {rates}, {steps}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def play_threads(episodes: Episodes, threads: int) -> tuple[float, np.ndarray]:
 
         return run
 
-    return _timed([play(cut) for cut in _shares(len(episodes), threads)]), ends
+    return timed([play(cut) for cut in _shares(len(episodes), threads)]), ends
 
 
 def play_batch(episodes: Episodes, threads: int) -> tuple[float, np.ndarray]:
@@ -140,7 +140,7 @@ def _play_batch(model: mujoco.MjModel, episodes: Episodes, threads: int) -> tupl
 
         return run
 
-    seconds = _timed([play(group) for group in range(len(cuts))])
+    seconds = timed([play(group) for group in range(len(cuts))])
     return seconds, np.concatenate([np.concatenate([qpos, qvel], 1) for qpos, qvel, _, _ in fields])
 
 
@@ -157,7 +157,7 @@ def _shares(count: int, threads: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def _timed(jobs: Sequence[Callable[[], None]]) -> float:
+def timed(jobs: Sequence[Callable[[], None]]) -> float:
     """Run every job in a thread of its own and return the seconds until the last has ended."""
     workers = [threading.Thread(target=job) for job in jobs]
     started = time.perf_counter()

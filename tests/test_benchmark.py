@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import benchmark
+from experiments import benchmark, stepping, throughput
 from experiments.physics import PLAYERS, Episodes, RecordedFamily, play_engine
 from metarl import families
 
@@ -126,8 +127,12 @@ def test_stepping(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
         (["iteration", "taks=3"], "Did you mean 'tasks'?"),
         (["iteration", "tasks=0"], "at least 1"),
         (["iteration", "tasks"], "key=value"),
-        (["stepping", "device=cuda"], "runs on the CPU"),
+        (["stepping", "device=cuda"], "run on the CPU"),
         (["iteration", "device=tpu"], "cpu, cuda"),
+        (["throughput", "device=cuda"], "run on the CPU"),
+        (["stepping", "family=halfchetah-vel"], "Did you mean 'halfcheetah-vel'?"),
+        (["stepping", "family=sinusoid"], "choose one of ant-dir,"),
+        (["iteration", "family=all"], "stepping has"),
     ],
 )
 def test_mistakes_end_with_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,3 +151,77 @@ def test_cuda_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str])
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert "no CUDA" in captured.err
+
+
+def _table(argv: list[str], file: pathlib.Path) -> dict:
+    assert (
+        benchmark.main(["stepping", *argv, "tasks=2", "episodes=2", "repeats=2", "threads=2", "save=true"], file.parent)
+        == 0
+    )
+    record = json.loads(file.read_text())
+    assert set(record) == CIRCUMSTANCES | {"families"}
+    return record["families"]
+
+
+def test_every_locomotion_family_is_in_the_table(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a family left out, a ratio upside down, and a replay that is not ours (which would raise)."""
+    rows = _table(["family=all", "horizon=3"], tmp_path / "benchmark_families.json")
+    bodies = ("ant", "halfcheetah", "hopper", "humanoid", "walker2d")
+    assert sorted(rows) == [name for name in families.names() if name.startswith(bodies)]
+    assert len(rows) == 15
+    printed = capsys.readouterr().out
+    for name, row in rows.items():
+        assert row["control_steps"] == 2 * 2 * 3, "nobody falls in three steps"
+        ratios = [repeat["ours"] / repeat["raw"] for repeat in row["repeats"]]
+        assert row["ratio"] == pytest.approx(
+            {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        )
+        assert name in printed
+
+
+def test_steps_after_a_fall_are_not_counted(tmp_path: pathlib.Path) -> None:
+    """A fallen hopper costs nothing, and raw physics must not be made to pay for it."""
+    (row,) = _table(["family=hopper-params", "horizon=150"], tmp_path / "benchmark_hopper-params.json").values()
+    assert 4 * 5 < row["control_steps"] < 4 * 150
+    assert row["mean_length"] == row["control_steps"] / 4
+
+
+def test_raw_physics_that_ends_elsewhere_is_refused() -> None:
+    """Catches a floor that steps less, or another body, than ours."""
+    ours = stepping.Ours("walker2d-params", stepping.Size(2, 2, 4, 2))
+    tape = ours.tape()
+    assert stepping.Raw(tape, 2).run() > 0
+    assert ours.run() > 0
+    others = [tape.models[1], *tape.models[1:]]  # another episode's, of the same task
+    assert stepping.Raw(dataclasses.replace(tape, models=others), 1).run() > 0
+    others = [tape.models[2], *tape.models[1:]]
+    for wrong in ({"models": others}, {"frame_skip": 3}, {"lengths": tape.lengths - 1}, {"controls": -tape.controls}):
+        with pytest.raises(AssertionError, match="same bits"):
+            stepping.Raw(dataclasses.replace(tape, **wrong), 2).run()
+
+
+def test_throughput(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a family left out, and a rate that counts other steps than were taken."""
+    argv = ["throughput", "batch=5", "steps=20", "repeats=2", "threads=2", "save=true"]
+    assert benchmark.main(argv, tmp_path) == 0
+    record = json.loads((tmp_path / "benchmark_throughput.json").read_text())
+    assert set(record) == CIRCUMSTANCES | {"repeats", "summary"}
+    named = {row.split()[0] for row in record["summary"]}
+    assert named == {n for n in families.names() if n.startswith(("bandit", "navigation", "tabular"))}
+    assert "sampling noise included" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("row", "taken"), [("bandit-gaussian", 20), ("navigation-2d-sparse", 20), ("tabular-mdp", 20)])
+def test_throughput_takes_the_steps_that_it_counts(row: str, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 steps of 6 simulations, in whole episodes of 1, 20 and 10, in two groups; all with noise of their own."""
+    measured = throughput.Throughput(row, 6, 20, 2)
+    acted = []
+    for batch in measured._batches:
+        step = batch.step
+        monkeypatch.setattr(batch, "step", lambda action, step=step: acted.append(action.copy()) or step(action))
+    measured.run()
+    assert [len(action) for action in acted] == [3] * 2 * taken
+    assert sum(map(len, acted)) == measured.env_steps
+    drawn = {action.tobytes() for action in acted}
+    # of the 5^3 actions that three simulations have, 40 draws are some 34 different ones
+    assert len(drawn) == 2 * taken if row.startswith("navigation") else len(drawn) > 20

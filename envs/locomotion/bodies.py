@@ -40,6 +40,7 @@ class Part:
 
     Attributes:
         field: a derived field of MuJoCo's data, such as ``"cinert"``; ``"cfrc_ext"`` needs :attr:`Control.contacts`.
+            ``"centre"``: the tracked centre of mass in space, of bodies that track ``"momentary"``.
         first: first row of it.
         stop: end of the rows; None for all.
         clip: values are clipped to +- this.
@@ -60,8 +61,8 @@ class Body:
         start: noise of the initial state.
         track: whose position and velocity a reward is told. ``"root"``: the first coordinate, by displacement; ``"torso"``:
             the torso's frame in the plane, by displacement; ``"mass"``: the centre of mass in the plane, by
-            displacement; ``"momentary"``: the centre of mass, its velocity at the end of the step (the model must measure both,
-            see :func:`measure_centre`).
+            displacement; ``"momentary"``: the centre of mass, its velocity at the end of the step. Parts of the observation,
+            too, are then those at the end of the step.
         skip_positions: how many leading positions the observation leaves out.
         clip_velocities: observed velocities are clipped to +- this.
         parts: what the observation has behind positions and velocities.

@@ -17,13 +17,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Control, Outcome, Part, Reward, Scaled
+from metarl.envs.locomotion.bodies import Body, Control, Outcome, Part, Reward, Scaled, measure_centre
 from metarl.families import EnvFault, Step, Tasks
 from metarl.settings import SettingsError
 
 try:
     import mujoco
     from mujoco.batch import Batch
+
+    from metarl.envs.locomotion.centre import Centre, PlanarCentre, WorkedCentre, is_planar
 except Exception as error:  # the graphics library that MUJOCO_GL names is loaded, too, and each fails its own way
     chosen = os.environ.get("MUJOCO_GL")
     if chosen is None:
@@ -42,8 +44,8 @@ _FATAL = [
 
 
 @functools.cache
-def load_model(xml: str, edit: Callable[[Any], None] | None = None) -> mujoco.MjModel:
-    """Compile one of Gymnasium's bodies, e.g. ``"half_cheetah.xml"``, after a change of its specification, if any.
+def load_model(xml: str, *edits: Callable[[Any], None] | None) -> mujoco.MjModel:
+    """Compile one of Gymnasium's bodies, e.g. ``"half_cheetah.xml"``, after changes of its specification, if any.
 
     Gymnasium's file uses the compiler attribute ``settotalmass``, which MuJoCo deprecates with a warning on every load.
     The attribute is taken out of the specification and applied to the compiled model instead, which gives the same model
@@ -51,7 +53,7 @@ def load_model(xml: str, edit: Callable[[Any], None] | None = None) -> mujoco.Mj
     """
     path = pathlib.Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
     spec = mujoco.MjSpec.from_file(str(path))
-    if edit is not None:
+    for edit in filter(None, edits):
         edit(spec)
     total_mass = spec.compiler.settotalmass
     spec.compiler.settotalmass = -1
@@ -111,20 +113,30 @@ class LocomotionBatch:
         # contact forces are worked out from what the last physics step left behind, which only a persistent batch keeps
         self._batch = Batch(model, nsim=num_envs, nthread=threads, persistent=control.contacts)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
-        self._counts = self._batch.warning[:, :, 1]
+        self._warnings = self._batch.warning
         self._control_step = float(model.opt.timestep) * control.frame_skip
-        self._low, self._high = model.actuator_ctrlrange.T.copy()
-        self._stage = _stage(body, control)
+        self._low, self._high = (_alike(bound) for bound in model.actuator_ctrlrange.T)
+        # contact forces are those of the new state where the centre of mass is
+        late = control.contacts and body.track == "momentary"
+        self._stage = int((mujoco.mjtStage.mjSTAGE_ACC if late else mujoco.mjtStage.mjSTAGE_NONE).value)
         self._contacts = np.zeros((num_envs, model.nbody, 6)) if control.contacts else None
         self._data = mujoco.MjData(model) if control.contacts else None
+        self._centre = _centre(body, num_envs, threads) if body.track == "momentary" else None
+        # where derived fields come from
+        self._derived = self._centre.batch if isinstance(self._centre, WorkedCentre) else self._batch
         self._parts = [(self._field(part.field), part) for part in body.parts]
-        self._tracked = {"root": "qpos", "torso": "xpos", "mass": "xipos", "momentary": "sensordata"}[body.track]
-        self._field(self._tracked)
+        tracked = {"root": "qpos", "torso": "xpos", "mass": "xipos", "momentary": "centre"}[body.track]
+        self._tracked = self._field(tracked)
         self._scaled = [_Factor(self._batch, item) for item in scaled]
         self._tasks = Tasks((), np.zeros((num_envs, 0)))
         self._elapsed = 0
         self._fallen = np.zeros(num_envs, dtype=bool)
         self._renderer: mujoco.Renderer | None = None  # made on first use: training never touches GL
+
+    @property
+    def physics(self) -> Batch:
+        """The simulations themselves, for whoever measures or compares them."""
+        return self._batch
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start every episode as Gymnasium's ``reset(seed=seeds[b])`` does: initial pose plus noise."""
@@ -142,6 +154,8 @@ class LocomotionBatch:
         batch.forward()
         self._fallen[:] = False
         self._refuse_broken()  # here, too, a body that is out of range is reset
+        if self._centre is not None:
+            self._centre.measure(self._qpos, self._qvel)
         if self._contacts is not None:
             self._contacts[:] = 0.0  # as Gymnasium, which works them out after steps only
         self._tasks = tasks
@@ -153,25 +167,23 @@ class LocomotionBatch:
         actions = actions.astype(np.float64)
         if self._control.action_scale != 1.0:
             actions /= self._control.action_scale
-        actions = np.clip(actions, self._low, self._high)
-        before = self._position()
+        np.clip(actions, self._low, self._high, out=actions)
+        before = self._position().copy() if self._centre is None else None
         self._ctrl[:] = actions
         running = np.flatnonzero(~self._fallen) if self._fallen.any() else None
         self._batch.step(running, self._control.frame_skip, self._stage)
         self._elapsed += 1
         self._refuse_broken()
+        if self._centre is not None:
+            self._centre.measure(self._qpos, self._qvel)
         if self._contacts is not None:
             self._measure_contacts(range(len(actions)) if running is None else running)
         outcome = self._outcome(before, actions)
         rewards = self._reward(self._tasks, outcome)
-        self._fallen |= ~outcome.healthy
-        count = len(actions)
-        return Step(
-            self._observe(),
-            rewards.astype(np.float32),
-            ~outcome.healthy,
-            np.full(count, self._elapsed >= self._control.horizon),
-        )
+        fallen = ~outcome.healthy
+        self._fallen |= fallen
+        truncated = np.full(len(actions), self._elapsed >= self._control.horizon)
+        return Step(self._observe(), rewards.astype(np.float32), fallen, truncated)
 
     def render(self, env: int, width: int, height: int) -> np.ndarray:
         """Draw one simulation from its tracking camera, uint8 (height, width, 3)."""
@@ -183,9 +195,9 @@ class LocomotionBatch:
         return self._renderer.render()
 
     def _refuse_broken(self) -> None:
-        if not self._counts.any():
+        if not self._warnings.any():
             return
-        broken = self._counts[:, _FATAL].any(axis=1) & ~self._fallen
+        broken = self._warnings[:, _FATAL, 1].any(axis=1) & ~self._fallen
         if broken.any():
             raise EnvFault(
                 "MuJoCo's state became infinite or not a number, and it reset the body;"
@@ -199,27 +211,32 @@ class LocomotionBatch:
             if self._contacts is None:
                 raise ValueError("contact forces are observed but not worked out")
             return self._contacts
-        values: np.ndarray = self._batch.bind(name)
+        if name == "centre":
+            if self._centre is None:
+                raise ValueError("the centre of mass is observed but not tracked")
+            return self._centre.position
+        values: np.ndarray = self._derived.bind(name)
         return values
 
     def _position(self) -> np.ndarray:
-        """Return a copy of the tracked position, (B, 1) or (B, 2)."""
-        values = self._field(self._tracked)
+        """Return the tracked position, (B, 1) or (B, 2), live where it needs no computing."""
+        values = self._tracked
         if self._body.track == "root":
-            return values[:, :1].copy()
+            return values[:, :1]
         if self._body.track == "torso":
-            return values[:, 1, :2].copy()
+            return values[:, 1, :2]
         if self._body.track == "mass":
             mass = self._batch.model.body_mass
             return np.tensordot(values[:, :, :2], mass, (1, 0)) / mass.sum()
-        return values[:, :2].copy()
+        return values[:, :2]
 
-    def _outcome(self, before: np.ndarray, actions: np.ndarray) -> Outcome:
+    def _outcome(self, before: np.ndarray | None, actions: np.ndarray) -> Outcome:
         after = self._position()
-        if self._body.track == "momentary":
-            velocity = self._field(self._tracked)[:, 3:5].copy()
-        else:
+        if before is not None:
             velocity = (after - before) / self._control_step
+        else:
+            assert self._centre is not None
+            velocity = self._centre.velocity[:, :2]
         healthy = self._body.healthy
         standing = np.ones(len(actions), dtype=bool) if healthy is None else healthy(self._qpos, self._qvel)
         return Outcome(after, velocity, actions, standing, self._contacts)
@@ -267,15 +284,17 @@ class _Factor:
         self._values[...] = self._base * factors.reshape(-1, *[1] * self._base.ndim)
 
 
-def _stage(body: Body, control: Control) -> int:
-    """Say how much is worked out at the state that a step led to."""
-    if body.track != "momentary":
-        stage = mujoco.mjtStage.mjSTAGE_NONE
-    elif control.contacts:
-        stage = mujoco.mjtStage.mjSTAGE_ACC
-    else:
-        stage = mujoco.mjtStage.mjSTAGE_VEL
-    return int(stage.value)
+def _centre(body: Body, num_envs: int, threads: int) -> Centre:
+    """Return what measures the centre of mass at the new state: the closed form where it is enough."""
+    model = load_model(body.xml, body.edit)
+    if is_planar(model) and all(part.field == "centre" for part in body.parts):
+        return PlanarCentre(model, num_envs)
+    return WorkedCentre(load_model(body.xml, body.edit, measure_centre), num_envs, threads)
+
+
+def _alike(values: np.ndarray) -> Any:
+    """Return the one value that all have in common, which NumPy is faster with, or else the values."""
+    return float(values[0]) if (values == values[0]).all() else values.copy()
 
 
 def _noise(rng: np.random.Generator, kind: str, scale: float, size: int) -> np.ndarray:

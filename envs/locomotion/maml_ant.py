@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from metarl.envs.locomotion.ant import contact_cost, standing
-from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, measure_centre, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, squared
 from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.tasks import FORWARD_BACKWARD, PAPER, forward_backward, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
@@ -25,7 +25,6 @@ _POSE = (0.0, 0.0, 0.55, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0
 
 def calibrate(spec: Any) -> None:
     """Give Gymnasium's ant the time step and contacts of the paper's."""
-    measure_centre(spec)
     spec.option.timestep = _TIMESTEP
     for geom in spec.geoms:
         geom.solref[:] = 0.02, 1.0
@@ -40,7 +39,7 @@ def paper_ant(reset_noise: float, velocity_noise: float, contact_forces: bool) -
         Start("normal", reset_noise, "normal", velocity_noise, _POSE),
         track="momentary",
         skip_positions=0,
-        parts=(*contacts, Part("xmat", 1, 2), Part("sensordata", 0, 3)),
+        parts=(*contacts, Part("xmat", 1, 2), Part("centre")),
         healthy=standing,
         edit=calibrate,
     )

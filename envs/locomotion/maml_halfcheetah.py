@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, measure_centre, squared
+from metarl.envs.locomotion.bodies import Body, Outcome, Part, Start, squared
 from metarl.envs.locomotion.making import body_spec, simulations
 from metarl.envs.locomotion.tasks import FORWARD_BACKWARD, PAPER, forward_backward, ordered, uniform
 from metarl.families import EnvBatch, RLSpec, Split, TaskParameter, Tasks
@@ -24,8 +24,7 @@ def paper_half_cheetah(reset_noise: float, velocity_noise: float) -> Body:
         "half_cheetah.xml",
         Start("normal", reset_noise, "normal", velocity_noise),
         track="momentary",
-        parts=(Part("sensordata", 0, 3),),
-        edit=measure_centre,
+        parts=(Part("centre"),),
     )
 
 
