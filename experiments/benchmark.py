@@ -16,6 +16,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -180,24 +181,30 @@ def stepping(settings: Settings, threads: int) -> Mapping[str, Any]:
 
 def _families(settings: Settings, threads: int) -> Mapping[str, Any]:
     """Time locomotion families, ours and raw in turns."""
-    from experiments.stepping import Ours, Raw, Size, chosen
+    from experiments.stepping import SECONDS, Ours, Raw, Size, chosen, with_islands
 
     assert settings.family is not None
     rows: dict[str, Any] = {}
     for name in chosen(settings.family):
         ours = Ours(name, Size(settings.tasks, settings.episodes, settings.horizon, threads))
         tape = ours.tape()
-        raw, steps = Raw(tape, threads), int(tape.lengths.sum())
-        repeats = [{"raw": steps / raw.run(), "ours": steps / ours.run()} for _ in range(settings.repeats)]
+        players = {"raw": Raw(with_islands(tape), threads), "engine_raw": Raw(tape, threads), "ours": ours}
+        # short episodes are played several times, so that a measurement takes half a second at least
+        rounds = math.ceil(SECONDS / max(SECONDS / 20, players["raw"].run()))
+        repeats = []
+        for _ in range(settings.repeats):
+            turns = [{which: player.run() for which, player in players.items()} for _ in range(rounds)]
+            repeats.append({which: sum(turn[which] for turn in turns) for which in players})
         rows[name] = {
-            "control_steps": steps,
+            "control_steps": int(tape.lengths.sum()),
             "frame_skip": tape.frame_skip,
-            "mean_length": steps / len(tape.lengths),
+            "mean_length": float(tape.lengths.mean()),
+            "rounds": rounds,
             "load": os.getloadavg()[0],
-            "repeats": repeats,
-            "raw": _spread([repeat["raw"] for repeat in repeats]),
-            "ours": _spread([repeat["ours"] for repeat in repeats]),
-            "ratio": _spread([repeat["ours"] / repeat["raw"] for repeat in repeats]),
+            "seconds": repeats,
+            "ratio": _spread([repeat["raw"] / repeat["ours"] for repeat in repeats]),
+            "engine_ratio": _spread([repeat["engine_raw"] / repeat["ours"] for repeat in repeats]),
+            "ours": _spread([rounds * tape.lengths.sum() / repeat["ours"] for repeat in repeats]),
         }
         _print_family(name, rows[name])
     return {"families": rows}
@@ -351,12 +358,11 @@ def _print_stepping(summary: Mapping[str, Any], fastest: str) -> None:
 
 
 def _print_family(name: str, row: Mapping[str, Any]) -> None:
-    ratio, steps = row["ratio"], f"{row['mean_length']:.1f} steps long"
-    rates = f"ours {row['ours']['median']:9.0f} /s, raw {row['raw']['median']:9.0f} /s"
-    print(
-        f"{name:22} ours/raw {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) {rates}, {steps}",
-        flush=True,
+    raw, engine = (
+        f"{s['median']:.3f} ({s['low']:.3f} to {s['high']:.3f})" for s in (row["ratio"], row["engine_ratio"])
     )
+    rate = f"{row['ours']['median']:9.0f} control steps/s, episodes of {row['mean_length']:.1f}"
+    print(f"{name:22} ours/raw {raw}, on our model {engine}, {rate}", flush=True)
 
 
 if __name__ == "__main__":

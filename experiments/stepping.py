@@ -1,14 +1,17 @@
 """Every locomotion family against raw physics: the physics steps of the very same episodes, and nothing else.
 
 Ours is ``env.step`` with observation and reward, driven in groups as the learner drives it, until every episode has ended.
-Raw is ``mj_step`` in C++ threads (``mujoco.rollout``), on the model as our engine steps it, from the same starts, with the same
-actions and as many steps of every simulation, so falls are not counted as steps. Both must end in the same bits.
+Raw is ``mj_step`` in C++ threads (``mujoco.rollout``), from the same starts, with the same actions and as many steps of every
+simulation, so that nothing is stepped after a fall; on the model as it was compiled, and as our engine steps it, without the
+search for islands. All must end in the same bits.
 
 Shapes: B simulations, T control steps, A action.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +30,7 @@ from metarl.rl.domain import groups
 from metarl.settings import SettingsError, nearest
 
 ALL = "all"
+SECONDS = 0.5  # that a measurement takes at least
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,15 @@ class Raw:
             )
 
         return step, states
+
+
+def with_islands(tape: Tape) -> Tape:
+    """Return the tape on the models as they were compiled: MuJoCo searches for islands, to the same bits and more slowly."""
+    flag = int(mujoco.mjtDisableBit.mjDSBL_ISLAND)
+    models = {id(model): copy.copy(model) for model in tape.models}
+    for model in models.values():
+        model.opt.disableflags &= ~flag
+    return dataclasses.replace(tape, models=[models[id(model)] for model in tape.models])
 
 
 def chosen(name: str) -> list[str]:
