@@ -180,13 +180,17 @@ def stepping(settings: Settings, threads: int) -> Mapping[str, Any]:
 
 
 def _families(settings: Settings, threads: int) -> Mapping[str, Any]:
-    """Time locomotion families, ours and raw in turns."""
+    """Time locomotion families, ours and raw in turns, at no more simulations than the family is trained with."""
+    from metarl import families
     from experiments.stepping import SECONDS, Ours, Raw, Size, chosen, with_islands
 
     assert settings.family is not None
     rows: dict[str, Any] = {}
     for name in chosen(settings.family):
-        ours = Ours(name, Size(settings.tasks, settings.episodes, settings.horizon, threads))
+        usual = families.lookup(name).recommended  # type: ignore[attr-defined]
+        tasks = min(settings.tasks, usual["meta_batch_size"])
+        episodes = min(settings.episodes, usual["episodes_per_task"])
+        ours = Ours(name, Size(tasks, episodes, settings.horizon, threads))
         tape = ours.tape()
         players = {"raw": Raw(with_islands(tape), threads), "engine_raw": Raw(tape, threads), "ours": ours}
         # short episodes are played several times, so that a measurement takes half a second at least
@@ -196,6 +200,7 @@ def _families(settings: Settings, threads: int) -> Mapping[str, Any]:
             turns = [{which: player.run() for which, player in players.items()} for _ in range(rounds)]
             repeats.append({which: sum(turn[which] for turn in turns) for which in players})
         rows[name] = {
+            "simulations": tasks * episodes,
             "control_steps": int(tape.lengths.sum()),
             "frame_skip": tape.frame_skip,
             "mean_length": float(tape.lengths.mean()),

@@ -177,8 +177,8 @@ def test_every_locomotion_family_is_in_the_table(tmp_path: pathlib.Path, capsys:
             ratios = [seconds[raw] / seconds["ours"] for seconds in row["seconds"]]
             wanted = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
             assert row[ratio] == pytest.approx(wanted)
-        assert row["rounds"] == 20, "so short a measurement is taken many times"
-        rates = [20 * 12 / seconds["ours"] for seconds in row["seconds"]]
+        assert 1 < row["rounds"] <= 20, "so short a measurement is taken many times"
+        rates = [row["rounds"] * 12 / seconds["ours"] for seconds in row["seconds"]]
         assert row["ours"]["high"] == pytest.approx(max(rates))
         assert name in printed
 
