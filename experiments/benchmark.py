@@ -181,15 +181,15 @@ def stepping(settings: Settings, threads: int) -> Mapping[str, Any]:
 
 def _families(settings: Settings, threads: int) -> Mapping[str, Any]:
     """Time locomotion families, ours and raw in turns, at no more simulations than the family is trained with."""
-    from metarl import families
     from experiments.stepping import SECONDS, Ours, Raw, Size, chosen, with_islands
+    from metarl import families
 
     assert settings.family is not None
     rows: dict[str, Any] = {}
     for name in chosen(settings.family):
         usual = families.lookup(name).recommended  # type: ignore[attr-defined]
-        tasks = min(settings.tasks, usual["meta_batch_size"])
-        episodes = min(settings.episodes, usual["episodes_per_task"])
+        tasks = min(settings.tasks, usual.get("meta_batch_size", settings.tasks))
+        episodes = min(settings.episodes, usual.get("episodes_per_task", settings.episodes))
         ours = Ours(name, Size(tasks, episodes, settings.horizon, threads))
         tape = ours.tape()
         players = {"raw": Raw(with_islands(tape), threads), "engine_raw": Raw(tape, threads), "ours": ours}

@@ -40,7 +40,8 @@ class Part:
 
     Attributes:
         field: a derived field of MuJoCo's data, such as ``"cinert"``; ``"cfrc_ext"`` needs :attr:`Control.contacts`.
-            ``"centre"``: the tracked centre of mass in space, of bodies that track ``"momentary"``.
+            Of bodies that track ``"momentary"`` and of them only: ``"centre"``, the centre of mass in space, and ``"turn"``, the
+            torso's orientation matrix.
         first: first row of it.
         stop: end of the rows; None for all.
         clip: values are clipped to +- this.
@@ -61,8 +62,7 @@ class Body:
         start: noise of the initial state.
         track: whose position and velocity a reward is told. ``"root"``: the first coordinate, by displacement; ``"torso"``:
             the torso's frame in the plane, by displacement; ``"mass"``: the centre of mass in the plane, by
-            displacement; ``"momentary"``: the centre of mass, its velocity at the end of the step. Parts of the observation,
-            too, are then those at the end of the step.
+            displacement; ``"momentary"``: the centre of mass, its velocity at the end of the step.
         skip_positions: how many leading positions the observation leaves out.
         clip_velocities: observed velocities are clipped to +- this.
         parts: what the observation has behind positions and velocities.
@@ -144,8 +144,11 @@ def squared(actions: np.ndarray) -> np.ndarray:
 
 
 def measure_centre(spec: Any) -> None:
-    """Add sensors for position and velocity of the whole body's centre of mass; the dynamics stay what they are."""
+    """Add sensors for position and velocity of the whole body's centre of mass, and for the torso's three axes."""
     import mujoco
 
-    for kind in (mujoco.mjtSensor.mjSENS_SUBTREECOM, mujoco.mjtSensor.mjSENS_SUBTREELINVEL):
-        spec.add_sensor(type=kind, objtype=mujoco.mjtObj.mjOBJ_BODY, objname="torso")
+    body, frame = mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_XBODY
+    kinds = {mujoco.mjtSensor.mjSENS_SUBTREECOM: body, mujoco.mjtSensor.mjSENS_SUBTREELINVEL: body}
+    kinds |= {getattr(mujoco.mjtSensor, f"mjSENS_FRAME{axis}AXIS"): frame for axis in "XYZ"}
+    for kind, what in kinds.items():
+        spec.add_sensor(type=kind, objtype=what, objname="torso")

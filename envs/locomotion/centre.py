@@ -122,6 +122,9 @@ class PlanarCentre:
 class WorkedCentre:
     """MuJoCo's own numbers, from simulations that only follow: without contacts, limits, springs and motors.
 
+    Attributes:
+        turn: the torso's orientation matrix at the same state, (B, 3, 3).
+
     Args:
         model: a compiled model that measures its centre of mass, see :func:`metarl.envs.locomotion.bodies.measure_centre`.
         num_envs: B.
@@ -132,15 +135,17 @@ class WorkedCentre:
         model = copy.copy(model)
         for bit in _IDLE:
             model.opt.disableflags |= int(bit)
-        self.batch = Batch(model, nsim=num_envs, nthread=threads)
-        measured = self.batch.bind("sensordata")
+        self._batch = Batch(model, nsim=num_envs, nthread=threads)
+        # sensors alone: whole fields, with every body, would double what is copied
+        measured = self._batch.bind("sensordata")
         self.position, self.velocity = measured[:, :3], measured[:, 3:6]
-        self._qpos, self._qvel = self.batch.bind("qpos"), self.batch.bind("qvel")
+        self.turn = measured[:, 6:15].reshape(num_envs, 3, 3).swapaxes(1, 2)  # the axes are its columns
+        self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
 
     def measure(self, positions: np.ndarray, velocities: np.ndarray) -> None:
         """Work the centre out at positions (B, nq) and velocities (B, nv)."""
         self._qpos[:], self._qvel[:] = positions, velocities
-        self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL.value)
+        self._batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL.value)
 
 
 def is_planar(model: mujoco.MjModel) -> bool:

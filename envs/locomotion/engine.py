@@ -122,8 +122,6 @@ class LocomotionBatch:
         self._contacts = np.zeros((num_envs, model.nbody, 6)) if control.contacts else None
         self._data = mujoco.MjData(model) if control.contacts else None
         self._centre = _centre(body, num_envs, threads) if body.track == "momentary" else None
-        # where derived fields come from
-        self._derived = self._centre.batch if isinstance(self._centre, WorkedCentre) else self._batch
         self._parts = [(self._field(part.field), part) for part in body.parts]
         tracked = {"root": "qpos", "torso": "xpos", "mass": "xipos", "momentary": "centre"}[body.track]
         self._tracked = self._field(tracked)
@@ -215,7 +213,11 @@ class LocomotionBatch:
             if self._centre is None:
                 raise ValueError("the centre of mass is observed but not tracked")
             return self._centre.position
-        values: np.ndarray = self._derived.bind(name)
+        if name == "turn":
+            if not isinstance(self._centre, WorkedCentre):
+                raise ValueError("the torso's orientation is observed but the centre of mass not tracked")
+            return self._centre.turn
+        values: np.ndarray = self._batch.bind(name)
         return values
 
     def _position(self) -> np.ndarray:

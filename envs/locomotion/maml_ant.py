@@ -39,7 +39,7 @@ def paper_ant(reset_noise: float, velocity_noise: float, contact_forces: bool) -
         Start("normal", reset_noise, "normal", velocity_noise, _POSE),
         track="momentary",
         skip_positions=0,
-        parts=(*contacts, Part("xmat", 1, 2), Part("centre")),
+        parts=(*contacts, Part("turn"), Part("centre")),
         healthy=standing,
         edit=calibrate,
     )
