@@ -192,7 +192,11 @@ def _families(settings: Settings, threads: int) -> Mapping[str, Any]:
         episodes = min(settings.episodes, usual.get("episodes_per_task", settings.episodes))
         ours = Ours(name, Size(tasks, episodes, settings.horizon, threads))
         tape = ours.tape()
-        players = {"raw": Raw(with_islands(tape), threads), "engine_raw": Raw(tape, threads), "ours": ours}
+        players: dict[str, Raw | Ours] = {
+            "raw": Raw(with_islands(tape), threads),
+            "engine_raw": Raw(tape, threads),
+            "ours": ours,
+        }
         # short episodes are played several times, so that a measurement takes half a second at least
         rounds = math.ceil(SECONDS / max(SECONDS / 20, players["raw"].run()))
         repeats = []
