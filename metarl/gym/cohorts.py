@@ -4,10 +4,37 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from metarl.families import EnvBatch, RLFamily, Step, Tasks
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """An :class:`~metarl.families.EnvBatch` of which some simulations can start anew while the others go on."""
+
+    def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode in every simulation."""
+        ...
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Step all simulations."""
+        ...
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode in some simulations, as :meth:`reset` would; the others keep every bit of theirs.
+
+        Args:
+            envs: which, int (k,), sorted; all have been reset before.
+            tasks: theirs, k rows.
+            seeds: theirs, uint32 (k,).
+
+        Returns:
+            Their observations, float32 (k, O).
+        """
+        ...
 
 
 @dataclass(eq=False)
@@ -20,6 +47,8 @@ class _Cohort:
 
 class Cohorts:
     """B simulations in batches, one for those that started together; a batch whose simulations have all left is used again.
+
+    Where batches are :class:`Restartable`, simulations start anew within theirs, so that one for all remains one.
 
     Args:
         family: whose simulations they are.
@@ -43,7 +72,10 @@ class Cohorts:
             Their observations, float32 (k, O).
         """
         for cohort in self._cohorts:
-            cohort.rows[np.isin(cohort.rows, rows)] = -1
+            there = np.isin(cohort.rows, rows)
+            if isinstance(cohort.batch, Restartable) and there.sum() == len(rows) < len(there):
+                return cohort.batch.restart(np.flatnonzero(there), tasks, seeds)
+            cohort.rows[there] = -1
             if (cohort.rows < 0).all():
                 self._idle[len(cohort.rows)].append(cohort.batch)
         idle = self._idle[len(rows)]

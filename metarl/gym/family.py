@@ -118,17 +118,25 @@ class GymBatch:
         self._tasks = Tasks((), np.zeros((num_envs, 0)))
         self._observations = np.zeros((num_envs, base.sizes[0]), dtype=np.float32)
         self._ended = np.zeros(num_envs, dtype=bool)
-        self._elapsed = 0
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Apply every task to its environment, and reset it as ``env.reset(seed=seeds[b])`` does."""
-        for row, (env, task, seed) in enumerate(zip(self._envs, tasks.to_json(), seeds, strict=True)):
+        self._tasks = tasks
+        return self._start(np.arange(len(self._envs)), tasks, seeds)
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Do so with some environments; return their observations (k, O)."""
+        self._tasks = self._tasks.replaced(envs, tasks)
+        return self._start(envs, tasks, seeds)
+
+    def _start(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        for row, task, seed in zip(envs, tasks.to_json(), seeds, strict=True):
             if self._base.change is not None:
-                self._base.change(env.unwrapped, task)
-            self._observations[row] = self._flat(env.reset(seed=int(seed))[0])
-        self._tasks, self._elapsed = tasks, 0
-        self._ended[:] = False
-        return self._observations.copy()
+                self._base.change(self._envs[row].unwrapped, task)
+            self._observations[row] = self._flat(self._envs[row].reset(seed=int(seed))[0])
+        self._elapsed[envs], self._ended[envs] = 0, False
+        return self._observations[envs]
 
     def step(self, actions: np.ndarray) -> Step:
         """Step the environments whose episodes have not ended; the others stand still."""
