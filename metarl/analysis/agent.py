@@ -21,6 +21,7 @@ from metarl.families import RLSpec, Tasks
 from metarl.gym.environment import one_task
 from metarl.learner import TEST, MetaLearner
 from metarl.rl.domain import RLDomain
+from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import to_device
 from metarl.run.build import build_learner
@@ -41,6 +42,7 @@ class AdaptedPolicy:
         spec: sizes and action range of the family.
         context: what an oracle sees of its task beside the observation, float32 (D,); empty otherwise.
         seed: of the noise of :meth:`act`.
+        normalizer: what standardises both; None where nothing does.
     """
 
     policy: Policy
@@ -48,6 +50,7 @@ class AdaptedPolicy:
     spec: RLSpec
     context: np.ndarray
     seed: int = 0
+    normalizer: Normalizer | None = None
 
     def act(
         self, observation: np.ndarray, deterministic: bool = True, rng: np.random.Generator | None = None
@@ -75,6 +78,7 @@ class AdaptedPolicy:
         device = next(iter(self.params.values())).device
         with torch.no_grad():
             states = to_device(seen, device).unsqueeze(0)
+            states = states if self.normalizer is None else self.normalizer(states)
             if deterministic:
                 actions = self.policy.mode(self.policy.distribution(self.params, states))
             else:
@@ -94,7 +98,7 @@ class Agent:
     """A meta-trained run.
 
     Attributes:
-        learner: its learner.
+        learner: its learner, with the statistics of the checkpoint.
         meta: its meta-parameters.
         config: its settings.
         iteration: meta-updates behind it.
@@ -141,7 +145,7 @@ class Agent:
         else:
             task = one_task(task, spec, self.config.env)
             bare = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
-            context = domain.observe(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
+            context = domain.told(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
         sizes = parts(rollouts, domain.episodes)
         rates = (inner_lr,) if isinstance(inner_lr, int | float) else tuple(inner_lr)
         if any(not rate > 0 for rate in rates):
@@ -155,7 +159,7 @@ class Agent:
             if step < len(sizes):
                 params = rated[step].adapt(params, batch, step)
         seen = tuple(sum(sizes[:step]) for step in range(len(scores)))
-        policy = AdaptedPolicy(domain.policy, params, spec, context, seed)
+        policy = AdaptedPolicy(domain.policy, params, spec, context, seed, domain.normalizer)
         return policy, Curve(tuple(range(len(scores))), seen, np.array(scores)[:, None])
 
 
@@ -184,7 +188,7 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
         remedy = "use checkpoint=last" if checkpoint == "best" else "wait for the first iteration"
         raise SettingsError(f"{path} has no {checkpoint} checkpoint; {remedy}")
     state, _ = restored(found, learner)
-    return Agent(learner, state.meta, config, state.iteration)
+    return Agent(learner.at(state), state.meta, config, state.iteration)
 
 
 def _collect(

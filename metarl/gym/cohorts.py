@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from metarl.families import EnvBatch, RLFamily, Step, Tasks
+from metarl.families import Choices, EnvBatch, RLFamily, Step, Tasks
 
 
 @runtime_checkable
@@ -39,10 +39,25 @@ class Restartable(Protocol):
 
 @dataclass(eq=False)
 class _Cohort:
-    """Simulations that started together: ``rows[i]`` is who the batch's simulation i is, -1 for one that has left."""
+    """Simulations that started together: ``rows[i]`` is who the batch's simulation i is, -1 for one that has left.
+
+    ``observations`` are the last ones, float32 (b, O).
+    """
 
     batch: EnvBatch
     rows: np.ndarray
+    observations: np.ndarray
+
+    def step(self, actions: np.ndarray, choices: Choices | None) -> Step:
+        """Apply the actions of all B simulations; who has left gets any, but a legal one."""
+        own, left = actions[self.rows], self.rows < 0
+        if choices is not None and choices.masked and left.any():
+            masks = self.observations[left, -sum(choices.counts) :]
+            parts = np.split(masks, np.cumsum(choices.counts)[:-1], axis=1)
+            own[left] = np.stack([part.argmax(axis=1) for part in parts], axis=1)
+        step = self.batch.step(own)
+        self.observations = step[0]
+        return step
 
 
 class Cohorts:
@@ -56,7 +71,7 @@ class Cohorts:
     """
 
     def __init__(self, family: RLFamily, threads: int) -> None:
-        self._family, self._threads = family, threads
+        self._family, self._threads, self._choices = family, threads, family.spec.choices
         self._cohorts: list[_Cohort] = []
         self._idle: dict[int, list[EnvBatch]] = defaultdict(list)
 
@@ -81,14 +96,15 @@ class Cohorts:
         idle = self._idle[len(rows)]
         batch = idle.pop() if idle else self._family.batch(len(rows), self._threads)
         self._cohorts = [cohort for cohort in self._cohorts if (cohort.rows >= 0).any()]
-        self._cohorts.append(_Cohort(batch, rows.copy()))
-        return batch.reset(tasks, seeds)
+        first = batch.reset(tasks, seeds)
+        self._cohorts.append(_Cohort(batch, rows.copy(), first))
+        return first
 
     def step(self, actions: np.ndarray) -> Step:
         """Apply one action, (B, A), in every simulation."""
-        if len(self._cohorts) == 1 and (self._cohorts[0].rows >= 0).all():
-            return self._cohorts[0].batch.step(actions)
-        parts = [cohort.batch.step(actions[cohort.rows]) for cohort in self._cohorts]  # who has left gets any action
+        parts = [cohort.step(actions, self._choices) for cohort in self._cohorts]
+        if len(parts) == 1 and (self._cohorts[0].rows >= 0).all():
+            return parts[0]
         whole = [np.zeros((len(actions), *field.shape[1:]), field.dtype) for field in parts[0]]
         for cohort, part in zip(self._cohorts, parts, strict=True):
             here = cohort.rows >= 0

@@ -142,12 +142,13 @@ def _legal(spec: RLSpec, observations: np.ndarray, actions: np.ndarray, alive: n
         return played
     first = spec.observation_size - sum(spec.choices.counts)
     for component, count in enumerate(spec.choices.counts):
-        mask = observations[alive, first : first + count]
-        require(np.isin(mask, (0, 1)).all(), "an action mask is made of 0 and 1")
-        require(mask.any(axis=1).all(), "a choice of every component is legal", f"none of component {component}")
-        order = (played[alive, component, None] + np.arange(count)) % count
+        mask = observations[:, first : first + count]
+        require(np.isin(mask[alive], (0, 1)).all(), "an action mask is made of 0 and 1")
+        stuck = f"none of component {component}"
+        require(mask[alive].any(axis=1).all(), "a choice of every component is legal", stuck)
+        order = (played[:, component, None] + np.arange(count)) % count
         hit = np.take_along_axis(mask, order, axis=1).argmax(axis=1)
-        played[alive, component] = order[np.arange(len(order)), hit]
+        played[:, component] = order[np.arange(len(order)), hit]
         first += count
     return played
 

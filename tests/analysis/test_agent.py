@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import gymnasium
 import numpy as np
@@ -14,6 +15,7 @@ from metarl.analysis import environment
 from metarl.analysis.curves import with_episodes
 from metarl.core.params import ravel
 from metarl.families import FamilyError, Tasks
+from metarl.run.checkpoint import CheckpointStore
 from metarl.settings import SettingsError
 
 SEED = (1, 2, 3)
@@ -249,6 +251,63 @@ def test_act_is_the_mean_by_hand(maml):
     for wrong in (np.zeros(18), np.zeros((2, 3, 17)), np.float64(1.0)):
         with pytest.raises(ValueError, match=r"an observation has shape \(17,\)"):
             policy.act(wrong)
+
+
+def _bytes(agent):
+    return {name: value.numpy().tobytes() for name, value in agent.learner.domain.normalizer.statistics.items()}
+
+
+def test_normalisation_is_the_checkpoints_and_stays(runs, evaluated):
+    """Statistics that are lost between training and loading, or that adapting, foreign environments or evaluation change."""
+    path = runs["normalized"]
+    agent = metarl.load(path)
+    saved = CheckpointStore(path / "checkpoints").latest().tensors
+    before = _bytes(agent)
+    assert before == {name: saved[f"statistics/{name}"].numpy().tobytes() for name in ("count", "mean", "squares")}
+    assert saved["statistics/count"] == 2 * 3 * 3 * 2 * 10  # iterations, tasks, episodes, support and query, steps
+    files = {name: name.read_bytes() for name in sorted((path / "checkpoints").rglob("*")) if name.is_file()}
+    policy, _ = agent.adapt({"velocity": 1.5}, rollouts=5)
+    agent.adapt(Velocity(1.0), rollouts=3)
+    evaluated(path, "tasks=2", "steps=1")
+    assert _bytes(agent) == before == _bytes(dataclasses.replace(agent, learner=with_episodes(agent.learner, 2)))
+    assert policy.normalizer is agent.learner.domain.normalizer
+    assert files == {name: name.read_bytes() for name in files}
+    row = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+    tasks = agent.learner.domain.sample_tasks(2, "validation", (0, 1))
+    trail = agent.learner.explore(agent.meta, tasks, (0, 1), 1)
+    assert row["validation_return_1"] == float(trail.query.scores.mean())  # as training validated with them
+
+
+def test_normalisation_folded_into_the_first_layer_acts_alike(runs):
+    """By hand: W' = W / std and b' = b - mean W / std, on states that are not clipped; wherever the policy acts."""
+    agent = metarl.load(runs["normalized"])
+    policy, _ = agent.adapt({"velocity": 1.5}, rollouts=5)
+    count, mean, squares = (policy.normalizer.statistics[name] for name in ("count", "mean", "squares"))
+    std = (squares / count + 1e-8).sqrt()
+    weight = policy.params["0.weight"].double() / std[:, None]
+    folded = {
+        **policy.params,
+        "0.weight": weight.float(),
+        "0.bias": (policy.params["0.bias"].double() - (mean @ weight)).float(),
+    }
+    plain = dataclasses.replace(policy, params=folded, normalizer=None)
+    states = mean.numpy() + std.numpy() * np.random.default_rng(0).normal(0, 2, (200, 17)).clip(-9, 9)
+    np.testing.assert_allclose(policy.act(states), plain.act(states), rtol=1e-3, atol=1e-4)
+    drawn = [each.act(states, deterministic=False) for each in (policy, plain)]
+    np.testing.assert_allclose(*drawn, rtol=1e-3, atol=1e-4)
+    assert np.abs(policy.act(states) - dataclasses.replace(policy, normalizer=None).act(states)).max() > 0.01
+    # rollouts in the family, in an environment of one's own, and what a video is made of
+    domain, tasks = agent.learner.domain, Tasks.from_json([{"velocity": 1.5}])
+    bare = dataclasses.replace(domain, _normalizer=None)
+    for roll in (
+        lambda each, params: each.rollout(params, tasks, SEED)[0],
+        lambda each, params: environment.rollouts(Velocity(1.5), each, params, SEED),
+    ):
+        ours, theirs = roll(domain, policy.params), roll(bare, folded)
+        torch.testing.assert_close(ours.actions[:, :3], theirs.actions[:, :3], rtol=1e-2, atol=1e-2)
+    bent = torch.tensor(states[None], dtype=torch.float32)
+    shown = domain.policy.distribution(policy.params, domain.observe(bent, tasks)).mean
+    torch.testing.assert_close(shown, domain.policy.distribution(folded, bent).mean, rtol=1e-3, atol=1e-4)
 
 
 def test_act_draws_from_the_policy(maml):

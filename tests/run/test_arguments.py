@@ -59,6 +59,8 @@ def _refusal(argv: list[str]) -> str:
         (["env=sinusoid", "lr=1"], ["Did you mean 'algo.lr'?"]),
         ([CHEETAH, "algo.lr=1"], ["'algo.lr'", "maml-adam", "maml-sgd", "not of algo=maml-trpo"]),
         ([CHEETAH, "env.shots=1"], ["'env.shots'", "sinusoid", "not of env=halfcheetah-vel"]),
+        (["env=bandit-gaussian", "init_std=0.5"], ["init_std=0.5", "discrete", "leave it out"]),
+        (["env=sinusoid", "normalize_observations=true"], ["normalize_observations=true", "leave it out"]),
         ([CHEETAH, "qwertyzuiop=1"], ["'qwertyzuiop'", "--help"]),
         ([CHEETAH, "seed"], ["'seed' is not key=value", "seed=VALUE"]),
         ([CHEETAH, "seed=1", "seed=1"], ["seed is given twice"]),
