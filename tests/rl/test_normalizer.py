@@ -139,14 +139,22 @@ def test_a_batch_holds_what_the_policy_saw(point_mass):
     domain = learner.at(state).domain
     _, (support, _) = _replayed(learner, state)
     batch, params = domain.judge(support), expand(state.meta, 4)
-    variance = state.statistics["squares"] / state.statistics["count"]
-    wanted = (support.observations.double() - state.statistics["mean"]) / (variance + 1e-8).sqrt()
-    torch.testing.assert_close(batch.observations.double(), wanted.clamp(-10, 10).flatten(1, 2), rtol=1e-5, atol=1e-5)
+    std = (state.statistics["squares"] / state.statistics["count"] + 1e-8).sqrt()
+    seen, last = (
+        ((x.double() - state.statistics["mean"]) / std).clamp(-10, 10).float()
+        for x in (support.observations, support.final_observations)
+    )
+    torch.testing.assert_close(batch.observations, seen.flatten(1, 2), rtol=1e-5, atol=1e-5)
     acted = domain.policy.distribution(params, batch.observations)
     torch.testing.assert_close(acted.mean, support.behaviour.mean.flatten(1, 2), rtol=1e-5, atol=1e-6)
-    # the baseline values standardised states: without normalisation the same rollouts get other advantages
+    # the baseline, too, sees states standardised by hand, those behind the time limit included
     plain = _learner(point_mass(), normalizing=False, bootstrap=True).domain
-    assert not torch.allclose(plain.judge(support).advantages, batch.advantages, rtol=1e-3)
+    both = {"observations": seen, "final_observations": last}
+    by_hand = plain.judge(dataclasses.replace(support, **both)).advantages
+    torch.testing.assert_close(batch.advantages, by_hand, rtol=1e-3, atol=1e-4)
+    for name, value in both.items():
+        other = plain.judge(dataclasses.replace(support, **{name: value})).advantages
+        assert (other - by_hand).abs().max() > 0.01, f"standardising {name} alone would not show"
 
 
 def test_likelihood_ratios_start_at_one(point_mass):
