@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,7 @@ class Agent:
         Args:
             task: a task of the run's family, ``{"velocity": 1.5}`` or one row of :class:`~metarl.families.Tasks`, or any
                 Gymnasium environment with the same observations and actions, whose episodes are cut at the family's
-                horizon.
+                horizon. A task beyond the ranges of the family is taken, with a warning that names them.
             rollouts: episodes to learn from; one update for every ``episodes_per_task`` of them, at least one.
             seed: of resets and actions.
             inner_lr: step size of each update, the last for all that follow; nothing keeps training's. Fewer rollouts than
@@ -144,6 +145,7 @@ class Agent:
             environment.check_spaces(task, spec)
         else:
             task = one_task(task, spec, self.config.env)
+            _warn_beyond(task, spec)
             bare = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
             context = domain.told(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
         sizes = parts(rollouts, domain.episodes)
@@ -189,6 +191,20 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
         raise SettingsError(f"{path} has no {checkpoint} checkpoint; {remedy}")
     state, _ = restored(found, learner)
     return Agent(learner.at(state), state.meta, config, state.iteration)
+
+
+def _warn_beyond(task: Tasks, spec: RLSpec) -> None:
+    """Say so where a task is none that the run can have been trained on; to try one may well be what is wanted."""
+    beyond = []
+    for parameter, value in zip(spec.parameters, task.values[0], strict=True):
+        slack = 1e-9 * (parameter.high - parameter.low)  # of rounding
+        if not parameter.low - slack <= value <= parameter.high + slack:
+            limits = f"[{parameter.low:g}, {parameter.high:g}] {parameter.unit}".rstrip()
+            beyond.append(f"{parameter.name}={value:g} is outside {limits}")
+    if beyond:
+        more = f", and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        message = f"the run was not trained on such a task: {', '.join(beyond[:3])}{more}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _collect(

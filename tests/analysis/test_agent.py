@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import gymnasium
 import numpy as np
@@ -204,6 +205,24 @@ def test_a_wrong_task_is_refused(maml, task, said):
     """A KeyError, or a second task that is dropped without a word."""
     with pytest.raises(SettingsError, match=said):
         maml.adapt(task)
+
+
+def test_a_task_beyond_the_range_is_taken_with_one_warning(maml):
+    """Silence where a typing error gives 15 m/s instead of 1.5; a refusal, which would forbid to study it; a flood."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            policy, curve = maml.adapt({"velocity": 15.0}, rollouts=3)
+    (warning,) = heard
+    assert str(warning.message).endswith("such a task: velocity=15 is outside [0, 2] m/s")
+    assert warning.filename == __file__
+    assert np.isfinite(curve.values).all()
+    assert policy.act(np.zeros(17)).shape == (6,)
+    with warnings.catch_warnings(action="error"):
+        for velocity in (0.0, 2.0):
+            maml.adapt({"velocity": velocity}, rollouts=1)
+        with pytest.raises(RuntimeWarning, match=r"velocity=-0.1 is outside \[0, 2\] m/s"):
+            maml.adapt(Tasks(("velocity",), np.array([[-0.1]])), rollouts=1)
 
 
 def test_a_strange_environment_is_refused(maml, runs):
