@@ -158,6 +158,27 @@ class GymBatch:
             rewards = np.asarray(self._base.reward(Transitions(self._tasks, before, taken, after, rewards, infos)))
         return Step(after, rewards.astype(np.float32), terminated, truncated)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the environments can draw themselves."""
+        return "rgb_array" in self._envs[0].metadata.get("render_modes", ())
+
+    def frame(self, env: int) -> np.ndarray:
+        """Let one environment draw itself, uint8 (its own height and width, 3).
+
+        Raises:
+            SettingsError: if it draws nothing.
+            gymnasium.error.DependencyNotInstalled: if it needs a library for that; it says which.
+        """
+        inner = self._envs[env].unwrapped
+        if inner.render_mode is None:  # not when it is made: drawing is nothing that training should load
+            inner.render_mode = "rgb_array"
+        picture = self._envs[env].render()
+        if not isinstance(picture, np.ndarray):
+            remedy = "give gym_family options={'render_mode': 'rgb_array'}"
+            raise SettingsError(f"'{self._base.id}' drew nothing in render_mode={inner.render_mode}; {remedy}")
+        return picture
+
     def _action(self, action: np.ndarray) -> Any:
         """Return an action (A,) as the environment takes it."""
         if isinstance(self._actions, spaces.Discrete):
@@ -169,6 +190,24 @@ class GymBatch:
         if isinstance(self._space, spaces.Box):
             return np.asarray(observation, dtype=np.float32).reshape(-1)
         return np.asarray(spaces.flatten(self._space, observation), dtype=np.float32)
+
+
+class DrawnGymBatch:
+    """The same of environments that can draw themselves.
+
+    Args:
+        whole: these.
+    """
+
+    def __init__(self, whole: GymBatch) -> None:
+        self.reset, self.restart, self.step = whole.reset, whole.restart, whole.step
+        self._frame = whole.frame
+
+    def render(self, env: int, width: int, height: int) -> np.ndarray:
+        """Draw one environment, uint8 (height, width, 3), with black beside a picture of another shape."""
+        from PIL import Image, ImageOps  # not needed for anything else here
+
+        return np.asarray(ImageOps.pad(Image.fromarray(self._frame(env)), (width, height)))
 
 
 def gym_family(
@@ -262,6 +301,7 @@ def _methods(base: Base) -> dict[str, Any]:
 
     def batch(self: Any, num_envs: int, threads: int) -> EnvBatch:
         """Make environments; they are Python and step one after another, whatever the threads."""
-        return GymBatch(base, self.horizon, num_envs)
+        whole = GymBatch(base, self.horizon, num_envs)
+        return DrawnGymBatch(whole) if whole.drawn else whole
 
     return {"sample_tasks": sample_tasks, "batch": batch, "spec": property(spec), "__post_init__": post_init}
