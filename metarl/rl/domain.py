@@ -28,7 +28,7 @@ from metarl.rl.simulations import Simulations
 
 @dataclass(frozen=True)
 class RLDomain:
-    """A task family, a policy, and how rollouts become a batch.
+    """A task family, a policy, and how rollouts become a batch; :meth:`normalizing` standardises observations.
 
     Attributes:
         family: where tasks and simulations come from.
@@ -61,9 +61,8 @@ class RLDomain:
         """Return the domain whose policy and baseline see observations standardised (:mod:`metarl.rl.normalizer`)."""
         spec = self.family.spec
         mask = sum(spec.choices.counts) if spec.choices is not None and spec.choices.masked else 0
-        kept = slice(
-            spec.observation_size - mask, spec.observation_size
-        )  # behind it an oracle's observation has the task
+        # behind the mask an oracle's observation has the task
+        kept = slice(spec.observation_size - mask, spec.observation_size)
         own = Normalizer(normalizer.unseen(self._observation_size), kept, self.workers.device)
         return dataclasses.replace(self, _normalizer=own)
 

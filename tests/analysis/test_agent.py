@@ -16,6 +16,8 @@ from metarl.analysis import environment
 from metarl.analysis.curves import with_episodes
 from metarl.core.params import ravel
 from metarl.families import FamilyError, Tasks
+from metarl.run import trainer
+from metarl.run.build import build_learner
 from metarl.run.checkpoint import CheckpointStore
 from metarl.settings import SettingsError
 
@@ -295,6 +297,24 @@ def test_normalisation_is_the_checkpoints_and_stays(runs, evaluated):
     tasks = agent.learner.domain.sample_tasks(2, "validation", (0, 1))
     trail = agent.learner.explore(agent.meta, tasks, (0, 1), 1)
     assert row["validation_return_1"] == float(trail.query.scores.mean())  # as training validated with them
+
+
+def test_a_warm_start_takes_the_normalisation_along(runs):
+    """Parameters learned on standardised observations that start on raw ones, or the other way round."""
+    agent = metarl.load(runs["normalized"], device="cpu")
+    for normalize, source in ((True, "normalized"), (False, "normalized"), (True, "maml")):
+        run = dataclasses.replace(
+            agent.config.run, init_from=str(runs[source]), normalize_observations=normalize, seed=7, device="cpu"
+        )
+        config = dataclasses.replace(agent.config, run=run)
+        if normalize == (source == "normalized"):
+            state = trainer._warm_started(build_learner(config), config)
+            assert (state.iteration, state.seed) == (0, 7)
+            assert {name: value.numpy().tobytes() for name, value in state.statistics.items()} == _bytes(agent)
+        else:
+            trained = str(source == "normalized").lower()
+            with pytest.raises(SettingsError, match=f"was trained with normalize_observations={trained}; use the same"):
+                trainer._warm_started(build_learner(config), config)
 
 
 def test_normalisation_folded_into_the_first_layer_acts_alike(runs):
