@@ -19,7 +19,7 @@ Payout = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 _RECOMMENDED: Mapping[str, Any] = {
     "algo": "maml-trpo",
-    "iterations": 500,
+    "iterations": 200,
     "meta_batch_size": 20,
     "episodes_per_task": 100,
     "inner_steps": 1,
