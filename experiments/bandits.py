@@ -160,10 +160,12 @@ def trial(count: int) -> dict[str, Any]:
     family = families.make(ENV, protocol="trial")
     pulls, tasks = family.spec.horizon, family.sample_tasks(count, "test", (0, TEST))
     known = {"random": pulls / 2, "oracle": pulls * family.arms / (family.arms + 1)}
+    here = {"random": pulls * float(tasks.values.mean()), "oracle": pulls * float(tasks.values.max(1).mean())}
     players = {}
     for name, player in PLAYERS.items():
         totals = play(family, tasks, player, pulls, seed=0).sums.sum(1)
-        players[name] = {"mean": float(totals.mean()), "ci95": interval(totals).tolist(), "known": known.get(name)}
+        exact = {"known": known.get(name), "known_of_these_tasks": here.get(name)}
+        players[name] = {"mean": float(totals.mean()), "ci95": interval(totals).tolist(), **exact}
     return {"tasks": count, "pulls": pulls, "arms": family.arms, "players": players}
 
 
@@ -212,14 +214,16 @@ def report(summary: Mapping[str, Any]) -> str:
         f"Unadapted, MAML earns {maml[0]}.",
         "",
         f"One trial of {played['pulls']} pulls, {played['arms']} arms: total reward of the reference players on"
-        f" {played['tasks']} test tasks, mean and 95 % interval over tasks.",
+        f" {played['tasks']} test tasks, mean and 95 % interval over tasks. In closed form: N/2 and N K/(K+1), the mean over all"
+        " tasks; and the same of the probabilities of these very tasks.",
         "",
-        "| player | total | in closed form |",
-        "| --- | --- | --- |",
+        "| player | total | in closed form | of these tasks |",
+        "| --- | --- | --- | --- |",
     ]
     for name, player in played["players"].items():
         (total,) = recording.intervals({"mean": [player["mean"]], "ci95": [player["ci95"]]}, 2)
-        lines.append(f"| {name} | {total} | {'' if player['known'] is None else format(player['known'], '.2f')} |")
+        exact = [player["known"], player["known_of_these_tasks"]]
+        lines.append(f"| {name} | {total} | {' | '.join('' if x is None else f'{x:.2f}' for x in exact)} |")
     return "\n".join([*lines, *recording.origin(summary)])
 
 
