@@ -13,7 +13,7 @@ from metarl.settings import setting
 
 _RECOMMENDED: Mapping[str, Any] = {
     "algo": "maml-trpo",
-    # of 0.01, 0.03 and 0.1 the best after 60 iterations, on validation tasks
+    # of 0.01, 0.03 and 0.1 the best on validation tasks
     "algo.max_kl": 0.1,
     "iterations": 120,
     "meta_batch_size": 20,

@@ -55,7 +55,7 @@ def main() -> int:
         recording.train(ENV, runs, members)
     from metarl.run.provenance import provenance
 
-    summary = {
+    summary: dict[str, Any] = {
         "runs": {label: recording.facts(runs / label) for label in members},
         "evaluation": " ".join(["python -m experiments.bandits", *sys.argv[1:]]),
         "fit": fit([runs / label for label in members], settings.tasks),
@@ -90,15 +90,14 @@ def fit(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
     scores, best = [], []
     for run in runs:
         agent = load(run)
-        domain = agent.learner.domain
-        tasks = domain.sample_tasks(count, "test", (0, TEST))
+        tasks = agent.learner.domain.sample_tasks(count, "test", (0, TEST))
         adapted, greedy = adapt(agent, tasks, (0, TEST, 1))
         scores.append(adapted)
         best.append(greedy)
     oracle, stacked, arms = tasks.values.max(1), np.stack(scores), np.stack(best)
     return {
         "tasks": count,
-        "pulls": domain.episodes,
+        "pulls": agent.config.run.episodes_per_task,
         "oracle": {"mean": float(oracle.mean()), "ci95": interval(oracle).tolist()},
         "maml": recording.mean_of_seeds(stacked) | {"closed": _closed(stacked, stacked[:, 0], oracle)},
         "best_empirical_arm": recording.mean_of_seeds(arms) | {"closed": _closed(arms, stacked[:, 0], oracle)},
