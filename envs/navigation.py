@@ -13,9 +13,9 @@ from metarl.settings import setting
 
 _RECOMMENDED: Mapping[str, Any] = {
     "algo": "maml-trpo",
-    # of 0.01, 0.03 and 0.1 the best on validation tasks
-    "algo.max_kl": 0.1,
-    "iterations": 120,
+    # on validation tasks better than 0.01; with 0.1 one seed of three learned to run far away before it adapts
+    "algo.max_kl": 0.03,
+    "iterations": 150,
     "meta_batch_size": 20,
     "episodes_per_task": 20,
     "inner_steps": 1,

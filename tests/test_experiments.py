@@ -21,14 +21,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_gaps_by_hand():
-    """Two seeds, two updates, two tasks. After 1: maml 4 and 6, pretrained 3, oracle 8: (4 - 3) / 5, (6 - 3) / 5."""
+    """Two seeds, one update, two tasks. Means: maml 4 and 6, pretrained 3, oracle 9: (4 - 3) / 6, (6 - 3) / 6."""
     maml = np.array([[[0, 0], [3, 5]], [[0, 0], [6, 6]]], dtype=float)
-    gaps = recording._gaps(maml, np.array([[1, 1], [2, 4]], dtype=float), np.array([8, 8], dtype=float))
+    gaps = recording._gaps(maml, np.array([[1, 1], [2, 4]], dtype=float), np.array([8, 10], dtype=float))
     assert gaps.keys() == {1}
-    assert gaps[1]["each_seed"] == pytest.approx([0.2, 0.6])
-    assert gaps[1]["mean"] == pytest.approx(0.4)
-    # tasks by themselves: (4.5 - 2) / 6 and (5.5 - 4) / 4; an interval over seeds, or over one run's tasks, ends elsewhere
-    assert gaps[1]["ci95_over_tasks"] == pytest.approx([1.5 / 4, 2.5 / 6])
+    assert gaps[1]["each_seed"] == pytest.approx([1 / 6, 3 / 6])
+    assert gaps[1]["mean"] == pytest.approx(2 / 6)
+    # tasks by themselves: (5.5 - 4) / 6 and (4.5 - 2) / 6; an interval over seeds, or over one run's tasks, ends elsewhere
+    assert gaps[1]["ci95_over_tasks"] == pytest.approx([1.5 / 6, 2.5 / 6])
 
 
 def test_a_text_goes_between_its_marks_and_nowhere_else(tmp_path):
@@ -54,40 +54,41 @@ def test_the_marks_are_there(mark, file):
     assert (ROOT / file).read_text(encoding="utf-8").count(mark) == 2
 
 
-def _bandit(episodes):
-    learner = metarl.build("bandit-bernoulli", episodes_per_task=episodes, inner_lr=30.0, threads=1)
-    return Agent(learner, learner.init(seed=0).meta, None, 0)
+def _bandit(episodes, inner_lr):
+    """An agent that pulls all arms alike until it has adapted."""
+    learner = metarl.build("bandit-bernoulli", episodes_per_task=episodes, inner_lr=inner_lr, threads=1)
+    return Agent(learner, {n: 0 * v for n, v in learner.init(seed=0).meta.items()}, None, 0)
 
 
 def test_the_best_empirical_arm_is_of_the_pulls_that_were_fitted():
-    """One sure arm among losing ones is found in 100 pulls; in 1 pull a wrong arm is as good as any other."""
+    """A sure arm among losing ones: found in 100 pulls, and in k pulls with probability 1 - (4/5)^k."""
     tasks = Tasks(tuple(f"p{k}" for k in range(5)), np.eye(5))
-    scores, best = bandits.adapt(_bandit(100), tasks, (0, 2, 1))
+    scores, best = bandits.adapt(_bandit(100, 30.0), tasks, (0, 2, 1))
     assert best.tolist() == [[0.2] * 5] + [[1.0] * 5] * 3
     assert scores.shape == (4, 5)
-    many = tasks.repeat(200)
-    scores, best = bandits.adapt(_bandit(1), many, (0, 2, 1))
+    scores, best = bandits.adapt(_bandit(1, 1e-9), tasks.repeat(400), (0, 2, 1))
     np.testing.assert_array_equal(
         best[1], scores[0]
     )  # of one pull, the arm that was pulled: it pays for sure, or never
-    assert best[2].mean() > best[1].mean(), "pulls of both updates count"
+    assert best.mean(1) == pytest.approx([0.2, 0.2, 0.36, 0.488], abs=5 * 0.5 / np.sqrt(2000))
 
 
 def test_bandits_are_adapted_to_as_the_evaluation_does():
     """Catches other pulls than those of ``metarl.evaluate``, and scores of pulls that were learned from."""
-    agent = _bandit(20)
+    agent = _bandit(20, 5.0)
     tasks = agent.learner.domain.sample_tasks(30, "test", (0, 2))
     curve = update_curve(agent.learner, agent.meta, tasks, (0, 2, 1), bandits.STEPS)
     np.testing.assert_array_equal(bandits.adapt(agent, tasks, (0, 2, 1))[0], curve.values)
 
 
 def test_closed_parts_by_hand():
-    """Unadapted 1 and 2, oracle 5: values 3 and 3 close 2/4 and 1/3; the mean of the seeds (3 - 1.5) / 3.5."""
+    """Unadapted 1 and 2, oracle 7 on average: 3 and 3 close 2/6 and 1/5, and the mean of the seeds (3 - 1.5) / 5.5."""
     values = np.array([[[1.0, 1.0], [3.0, 3.0]], [[2.0, 2.0], [3.0, 3.0]]])
-    start, end = bandits._closed(values, values[:, 0], np.array([5.0, 5.0]))
+    start, end = bandits._closed(values, values[:, 0], np.array([5.0, 9.0]))
     assert (start["mean"], start["each_seed"]) == (0.0, [0.0, 0.0])
-    assert end["each_seed"] == pytest.approx([2 / 4, 1 / 3])
-    assert end["mean"] == pytest.approx(1.5 / 3.5)
+    assert end["each_seed"] == pytest.approx([2 / 6, 1 / 5])
+    assert end["mean"] == pytest.approx(1.5 / 5.5)
+    assert end["ci95"] == pytest.approx([1.5 / 7.5, 1.5 / 3.5])  # one task or the other, twice
 
 
 def test_the_part_of_the_optimum_is_of_means():
@@ -129,6 +130,16 @@ def test_an_experiment_runs_from_training_to_table(small, monkeypatch, capsys, m
     assert {"curve.png", "learning.png", "maml-s0"} <= {path.name for path in results.iterdir()}
     assert metarl.load(results / "maml-s0").iteration == 2
     assert [path.name for path in small.parents[1].iterdir()] == ["runs"]
+
+
+def test_what_is_closed_starts_at_unadapted(small):
+    """Catches another point of the curve in place of the unadapted one."""
+    recording.train(
+        "bandit-bernoulli", small, {"x": ["iterations=1", "meta_batch_size=2", "eval_every=0", "threads=1"]}
+    )
+    fitted = bandits.fit([small / "x"], 20)
+    assert (fitted["pulls"], fitted["maml"]["closed"][0]["mean"]) == (100, 0.0)
+    assert fitted["best_empirical_arm"]["closed"][3]["mean"] > 0.8
 
 
 @pytest.mark.parametrize("module", [bandits, navigation, tabular, halfcheetah_vel])
