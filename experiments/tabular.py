@@ -31,7 +31,7 @@ class Settings:
     """What this experiment can be told."""
 
     tiny: bool = setting(False, "a budget of seconds, under runs/tiny, to see that everything works")
-    seeds: int = setting(1, "seeds of MAML", low=1)
+    seeds: int = setting(2, "seeds of MAML", low=1)
     tasks: int = setting(200, "held-out tasks", low=2)
     train: bool = setting(True, "false evaluates what is there")
 
