@@ -15,7 +15,7 @@ _RECOMMENDED: Mapping[str, Any] = {
     "algo": "maml-trpo",
     # the MAML paper: 0.01, and relu 100-100, with which one seed of three learned to run far away before it adapts
     "algo.max_kl": 0.03,
-    "iterations": 120,
+    "iterations": 180,
     "meta_batch_size": 20,
     "episodes_per_task": 20,
     "inner_steps": 1,
