@@ -95,7 +95,7 @@ class Navigation2DSparse:
     goal_radius: float = setting(0.2, "rewards are paid this near to the goal, m", above=0)
     oracle: bool = setting(False, "append the angle to the observation")
 
-    recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
+    recommended: ClassVar[Mapping[str, Any]] = {**_RECOMMENDED, "iterations": 120}
 
     @property
     def spec(self) -> RLSpec:
