@@ -125,6 +125,7 @@ class BanditBatch:
         self._means: np.ndarray = np.zeros(0)
         self._keys: np.ndarray = np.zeros(0, dtype=np.uint64)
         self._rows: np.ndarray = np.zeros(0, dtype=np.int64)
+        self._ends: np.ndarray = np.zeros(0, dtype=np.int64)
         self._arms = self._time = 0
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
@@ -132,11 +133,17 @@ class BanditBatch:
         self._means, self._keys, self._time = tasks.values.ravel(), counters.keys(seeds), 0
         self._arms = tasks.values.shape[1]
         self._rows = np.arange(0, tasks.values.size, self._arms)  # where each bandit's arms begin
-        if not self._remembers:
-            return np.ones((len(tasks), 1), dtype=np.float32)
-        observations = np.zeros((len(tasks), self._arms + 2), dtype=np.float32)
-        observations[:, -1] = 1.0
-        return observations
+        self._ends = np.full(len(tasks), self._horizon)
+        return self._first(len(tasks))
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode of some bandits; return observations (k, 1) or (k, K + 2)."""
+        means = self._means.reshape(len(self._rows), -1).copy()  # they are the tasks' own
+        means[envs] = tasks.values
+        self._means = means.ravel()
+        self._keys[envs] = counters.later(counters.keys(seeds), self._time)
+        self._ends[envs] = self._time + self._horizon
+        return self._first(len(envs))
 
     def step(self, actions: np.ndarray) -> Step:
         """Pull arms int64 (B, 1)."""
@@ -145,8 +152,15 @@ class BanditBatch:
         rewards = self._payout(means, self._keys, self._time)
         self._time += 1
         # the trial's own end, not a time limit: nothing would follow the last pull
-        terminated = np.full(count, self._time >= self._horizon)
+        terminated = self._ends <= self._time
         return Step(self._seen(actions, rewards), rewards, terminated, np.zeros(count, dtype=bool))
+
+    def _first(self, count: int) -> np.ndarray:
+        if not self._remembers:
+            return np.ones((count, 1), dtype=np.float32)
+        observations = np.zeros((count, self._arms + 2), dtype=np.float32)
+        observations[:, -1] = 1.0
+        return observations
 
     def _seen(self, actions: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         if not self._remembers:
