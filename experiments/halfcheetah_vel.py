@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments import recording
 from metarl.run.arguments import parse
 from metarl.settings import SettingsError, setting
 
 RESULTS = pathlib.Path("experiments/results/halfcheetah-vel")
 EXPECTED = ("maml-s0", "maml-s1", "maml-s2", "pretrained-s0", "oracle-s0")
+README = pathlib.Path("README.md")
 MARK = "<!-- results -->"
 RUNS = pathlib.Path("runs/halfcheetah-vel")
 MEMBERS: Mapping[str, Sequence[str]] = {
@@ -70,134 +69,38 @@ def main() -> int:
     members = [
         (f"{name}-s{seed}", name, seed) for name in MEMBERS for seed in range(settings.seeds if name == "maml" else 1)
     ]
-    for label, name, seed in members if settings.train else []:
-        path = runs / label
-        _python(
-            "metarl.train",
-            "env=halfcheetah-vel",
-            f"seed={seed}",
-            *MEMBERS[name],
-            *budget,
-            f"run_dir={path}",
-            "resume=auto",
-        )
+    words = {label: (f"seed={seed}", *MEMBERS[name], *budget) for label, name, seed in members}
+    if settings.train:
+        recording.train("halfcheetah-vel", runs, words)
     labels = [label for label, _, _ in members if (runs / label / "checkpoints").is_dir()]
     first, others = labels[0], ",".join(str(runs / label) for label in labels[1:])
-    _python("metarl.evaluate", f"run={runs / first}", f"compare=[{others}]", *evaluation)
-    summarise(runs, first, results)
+    recording.python("metarl.evaluate", f"run={runs / first}", f"compare=[{others}]", *evaluation)
+    text = summarise(runs, first, results)
     if not settings.tiny:
-        update_readme(results)
+        recording.insert(README, MARK, f"{recording.pictures(results, README)}\n{text}")
     return 0
 
 
-def summarise(runs: pathlib.Path, first: str, results: pathlib.Path) -> None:
-    """Copy curves and pictures beside a table made from them."""
-    from metarl.analysis import plots
-
-    results.mkdir(parents=True, exist_ok=True)
-    evaluation = runs / first / "evaluation"
-    for name in ("curve.json", "curve.csv", "curve.png"):
-        (results / name).write_bytes((evaluation / name).read_bytes())
-    curve = json.loads((results / "curve.json").read_text(encoding="utf-8"))
-    rows = {}
-    for label in curve["runs"]:
-        lines = (runs / label / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows[label] = [json.loads(line) for line in lines]
-        # the run itself, small as it is: metarl.load("experiments/results/halfcheetah-vel/maml-s0") works
-        left_out = shutil.ignore_patterns("tensorboard", "evaluation", ".lock")
-        shutil.copytree(runs / label, results / label, ignore=left_out, dirs_exist_ok=True)
-    plots.learning(rows, "return", curve["unit"], results / "learning.png")
-    summary = _summary(curve, rows, runs)
-    (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (results / "summary.md").write_text(_table(summary, curve), encoding="utf-8")
-    print((results / "summary.md").read_text(encoding="utf-8"))
-
-
-def update_readme(results: pathlib.Path, readme: pathlib.Path = pathlib.Path("README.md")) -> None:
-    """Put the table between the README's result markers, so that no number there is typed by hand."""
-    head, _, rest = readme.read_text(encoding="utf-8").partition(MARK)
-    tail = rest.partition(MARK)[2]
-    table = (results / "summary.md").read_text(encoding="utf-8")
-    pictures = f"![adaptation curves]({results}/curve.png)\n\n![learning curves]({results}/learning.png)\n"
-    readme.write_text(f"{head}{MARK}\n\n{pictures}\n{table}\n{MARK}{tail}", encoding="utf-8")
-
-
-def _summary(curve: Mapping[str, Any], rows: Mapping[str, Any], runs: pathlib.Path) -> dict[str, Any]:
-    """Gap closed at k: (MAML_k - pretrained_k) / (oracle - pretrained_k), with a bootstrap over tasks."""
-    values = {name: np.array(run["values"]) for name, run in curve["runs"].items()}
-    maml = [name for name in values if name.startswith("maml")]
-    summary: dict[str, Any] = {"runs": {}, "gap_closed": {}, "evaluation": curve["command"]}
-    for name, run in curve["runs"].items():
-        sessions = json.loads((runs / name / "provenance.json").read_text(encoding="utf-8"))
-        summary["runs"][name] = {
-            "mean": run["mean"],
-            "ci95": run["ci95"],
-            "note": curve["notes"][name],
-            "iterations": len(rows[name]),
-            "env_steps": rows[name][-1]["env_steps"],
-            "hours": sum(row["seconds_iteration"] for row in rows[name]) / 3600,
-            "command": sessions[0]["command"],
-            "commits": sorted({session["commit"] for session in sessions}),
-            "cpu": sessions[0]["cpu"],
-            "cores": sessions[0]["cores"],
-            "versions": sessions[0]["versions"],
-        }
-    if "pretrained-s0" in values and "oracle-s0" in values:
-        stacked = np.stack([values[name] for name in maml])  # (seeds, K+1, M)
-        for k in range(1, stacked.shape[1]):
-            draw = np.random.default_rng(0).integers(stacked.shape[2], size=(10_000, stacked.shape[2]))
-            gaps = [_gap(stacked[:, k][:, d], values["pretrained-s0"][k][d], values["oracle-s0"][0][d]) for d in draw]
-            each = [_gap(seed[k][None], values["pretrained-s0"][k], values["oracle-s0"][0]) for seed in stacked]
-            point = _gap(stacked[:, k], values["pretrained-s0"][k], values["oracle-s0"][0])
-            low, high = np.percentile(gaps, [2.5, 97.5])
-            summary["gap_closed"][k] = {"mean": point, "ci95_over_tasks": [low, high], "each_seed": each}
-    return summary
-
-
-def _gap(maml: np.ndarray, pretrained: np.ndarray, oracle: np.ndarray) -> float:
-    return float((maml.mean() - pretrained.mean()) / (oracle.mean() - pretrained.mean()))
-
-
-def _table(summary: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
-    points = len(next(run["mean"] for name, run in summary["runs"].items() if name.startswith("maml")))
-    head = [
-        f"| run | {' | '.join(f'after {k}' for k in range(points))} | adaptation rates | iterations | env steps | hours |"
-    ]
-    head.append("| --- |" + " --- |" * (points + 4))
-    for name, run in summary["runs"].items():
-        cells = [f"{m:.1f} [{a:.1f}, {b:.1f}]" for m, (a, b) in zip(run["mean"], run["ci95"], strict=True)]
-        cells += [""] * (points - len(cells))
-        rates = ", ".join(f"{rate:.3g}" for rate in run["note"].get("inner_lr", [])) or "not adapted"
-        millions = run["env_steps"] / 1e6
-        head.append(
-            f"| {name} | {' | '.join(cells)} | {rates} | {run['iterations']} | {millions:.0f} M | {run['hours']:.2f} |"
-        )
+def summarise(runs: pathlib.Path, first: str, results: pathlib.Path) -> str:
+    """Copy curves and pictures beside a table made from them; return it."""
+    summary, curve = recording.summarise(runs, first, results)
     lines = [
         f"Return on {len(curve['tasks'])} held-out {curve['split']} tasks after k inner updates (20 fresh rollouts each), mean and"
         " 95 % interval over tasks; adaptation rates chosen on 20 validation tasks. Control step 0.05 s, horizon 200, targets"
         " U(0, 2) m/s, actions not scaled.",
         "",
-        *head,
-        "",
+        *recording.table(summary),
     ]
     missing = [name for name in EXPECTED if name not in summary["runs"]]
     if missing:
         lines += [
-            f"Not run yet, and so not shown: {', '.join(missing)}. Without pretrained there is no gap to close.",
             "",
+            f"Not run yet, and so not shown: {', '.join(missing)}. Without pretrained there is no gap to close.",
         ]
-    for k, gap in summary["gap_closed"].items():
-        low, high = gap["ci95_over_tasks"]
-        each = ", ".join(f"{value:.2f}" for value in gap["each_seed"])
-        lines.append(f"- gap closed after {k} updates: {gap['mean']:.2f} [{low:.2f}, {high:.2f}] (each seed: {each})")
-    lines += ["", *_by_speed(curve)]
-    run = next(iter(summary["runs"].values()))
-    lines += ["", "Commands:", "", "```"]
-    lines += [run["command"] for run in summary["runs"].values()]
-    lines += [summary["evaluation"], "```", ""]
-    lines += [f"Commits: {', '.join(sorted({c for r in summary['runs'].values() for c in r['commits']}))}."]
-    lines += [f"Hardware: {run['cpu']}, {run['cores']} cores. Versions: {run['versions']}.", ""]
-    return "\n".join(lines)
+    text = "\n".join([*lines, "", *_by_speed(curve), *recording.origin(summary)])
+    (results / "summary.md").write_text(text, encoding="utf-8")
+    print(text)
+    return text
 
 
 def _by_speed(curve: Mapping[str, Any]) -> list[str]:
@@ -213,11 +116,6 @@ def _by_speed(curve: Mapping[str, Any]) -> list[str]:
         last = np.array(run["values"])[-1]
         lines.append(f"| {name} | {' | '.join(f'{last[chosen].mean():.1f}' for _, _, chosen in parts)} |")
     return lines
-
-
-def _python(*words: str) -> None:
-    print("$ python -m", *words, flush=True)
-    subprocess.run([sys.executable, "-m", *words], check=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ from metarl.envs import counters
 from metarl.families import Choices, EnvBatch, RLSpec, Split, Step, TaskParameter, Tasks, split_uniform
 from metarl.settings import setting
 
+PROTOCOLS = ("fit", "trial")
+
 # Rewards float32 (B,) of the pulled arms' means (B,), from the streams (B,) at a step.
 Payout = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 _RECOMMENDED: Mapping[str, Any] = {
     "algo": "maml-trpo",
-    "iterations": 500,
+    "iterations": 200,
     "meta_batch_size": 20,
     "episodes_per_task": 100,
     "inner_steps": 1,
@@ -35,18 +37,22 @@ class BernoulliBandit:
 
     $$ p_k \sim U(0, 1), \qquad r \sim \operatorname{Bernoulli}(p_a) $$
 
-    Task: ``p0`` to ``p(K-1)``, probabilities. Observation (1): always 1. Action: one of K choices. One pull is an episode
-    (``horizon=1``): adapting fits ``episodes_per_task`` pulls, and the adapted policy is judged on as many fresh ones. So
-    no pull is blamed for another's luck, and all pulls of all tasks are one batch. ``horizon=N`` makes an episode of N
-    pulls, for methods that learn by memory within one. The return is per episode: per pull at ``horizon=1``. Control step:
-    none. No termination but the horizon.
+    Task: ``p0`` to ``p(K-1)``, probabilities. Action: one of K choices. Control step: none. No termination but the horizon.
+    Two protocols:
 
-    Reference: Duan et al. (2016), arXiv:1611.02779, section 3.1. Differs from it: fitted on some pulls and judged on
-    others (as in the code of MAML-RL toolkits), where RL² and SNAIL count the reward of the very pulls that it learns from.
+    - ``protocol=fit`` (as in the code of MAML-RL toolkits). One pull is an episode (horizon 1), observation (1): always 1.
+      Adapting fits ``episodes_per_task`` pulls, and the adapted policy is judged on as many fresh ones. So no pull is
+      blamed for another's luck, and all pulls of all tasks are one batch. The return is the reward of a pull.
+    - ``protocol=trial`` (as in RL² and SNAIL). An episode is N pulls (horizon 100), and every one counts, those too from
+      which the player learns. Observation (K + 2): the last pull's arm one-hot, what it paid, and 1 before the first pull,
+      else 0. A policy with memory can learn from these within the episode; one without sees the last pull only.
+
+    Reference: Duan et al. (2016), arXiv:1611.02779, section 3.1 (``trial``).
     """
 
     arms: int = setting(5, "number of arms K", low=2, high=10_000)
-    horizon: int = setting(1, "pulls in an episode", low=1)
+    protocol: str = setting("fit", "fit pulls and judge on fresh ones, or one trial with memory", choices=PROTOCOLS)
+    horizon: int | None = setting(None, "pulls in an episode; null: 1 to fit, 100 in a trial", low=1)
     oracle: bool = setting(False, "append the arms' probabilities to the observation")
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
@@ -54,7 +60,7 @@ class BernoulliBandit:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return _spec(self.arms, "p", "probability", self.horizon, self.oracle)
+        return _spec(_names(self.arms, "p"), "probability", self.protocol, self.horizon, self.oracle)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw every arm's probability."""
@@ -63,7 +69,7 @@ class BernoulliBandit:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del threads
-        return BanditBatch(_bernoulli, self.horizon)
+        return BanditBatch(_bernoulli, self.spec.horizon, self.protocol)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +78,8 @@ class GaussianBandit:
 
     $$ \mu_k \sim U(0, 1), \qquad r \sim \mathcal N(\mu_a, \sigma^2) $$
 
-    Task: ``mean0`` to ``mean(K-1)``. Observation (1): always 1. Action: one of K choices. Protocol, horizon, control step
-    and ends as in :class:`BernoulliBandit`.
+    Task: ``mean0`` to ``mean(K-1)``. Action: one of K choices. Protocols, observations, horizon, control step and ends as
+    in :class:`BernoulliBandit`.
 
     Reference: the Gaussian bandit of pytorch-maml-rl (means uniform on [0, 1], standard deviation 1), whose observation
     is always 0.
@@ -81,7 +87,8 @@ class GaussianBandit:
 
     arms: int = setting(5, "number of arms K", low=2, high=10_000)
     std: float = setting(1.0, "standard deviation of a reward", above=0)
-    horizon: int = setting(1, "pulls in an episode", low=1)
+    protocol: str = setting("fit", "fit pulls and judge on fresh ones, or one trial with memory", choices=PROTOCOLS)
+    horizon: int | None = setting(None, "pulls in an episode; null: 1 to fit, 100 in a trial", low=1)
     oracle: bool = setting(False, "append the arms' means to the observation")
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
@@ -89,7 +96,7 @@ class GaussianBandit:
     @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
-        return _spec(self.arms, "mean", "reward", self.horizon, self.oracle)
+        return _spec(_names(self.arms, "mean"), "reward", self.protocol, self.horizon, self.oracle)
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw every arm's mean."""
@@ -98,7 +105,7 @@ class GaussianBandit:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del threads
-        return BanditBatch(self._payout, self.horizon)
+        return BanditBatch(self._payout, self.spec.horizon, self.protocol)
 
     def _payout(self, means: np.ndarray, keys: np.ndarray, time: int) -> np.ndarray:
         return means.astype(np.float32) + np.float32(self.std) * counters.normal(keys, time)
@@ -110,31 +117,33 @@ class BanditBatch:
     Args:
         payout: how an arm pays.
         horizon: pulls of an episode.
+        protocol: ``"trial"`` shows the last pull.
     """
 
-    def __init__(self, payout: Payout, horizon: int) -> None:
-        self._payout, self._horizon = payout, horizon
+    def __init__(self, payout: Payout, horizon: int, protocol: str) -> None:
+        self._payout, self._horizon, self._remembers = payout, horizon, protocol == "trial"
         self._means: np.ndarray = np.zeros(0)
         self._keys: np.ndarray = np.zeros(0, dtype=np.uint64)
         self._rows: np.ndarray = np.zeros(0, dtype=np.int64)
         self._ends: np.ndarray = np.zeros(0, dtype=np.int64)
-        self._time = 0
+        self._arms = self._time = 0
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
-        """Start an episode of every bandit; return observations (B, 1)."""
+        """Start an episode of every bandit; return observations (B, 1) or (B, K + 2)."""
         self._means, self._keys, self._time = tasks.values.ravel(), counters.keys(seeds), 0
-        self._rows = np.arange(0, tasks.values.size, tasks.values.shape[1])  # where each bandit's arms begin
+        self._arms = tasks.values.shape[1]
+        self._rows = np.arange(0, tasks.values.size, self._arms)  # where each bandit's arms begin
         self._ends = np.full(len(tasks), self._horizon)
-        return np.ones((len(tasks), 1), dtype=np.float32)
+        return self._first(len(tasks))
 
     def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
-        """Start an episode of some bandits; return observations (k, 1)."""
+        """Start an episode of some bandits; return observations (k, 1) or (k, K + 2)."""
         means = self._means.reshape(len(self._rows), -1).copy()  # they are the tasks' own
         means[envs] = tasks.values
         self._means = means.ravel()
         self._keys[envs] = counters.later(counters.keys(seeds), self._time)
         self._ends[envs] = self._time + self._horizon
-        return np.ones((len(envs), 1), dtype=np.float32)
+        return self._first(len(envs))
 
     def step(self, actions: np.ndarray) -> Step:
         """Pull arms int64 (B, 1)."""
@@ -144,7 +153,22 @@ class BanditBatch:
         self._time += 1
         # the trial's own end, not a time limit: nothing would follow the last pull
         terminated = self._ends <= self._time
-        return Step(np.ones((count, 1), dtype=np.float32), rewards, terminated, np.zeros(count, dtype=bool))
+        return Step(self._seen(actions, rewards), rewards, terminated, np.zeros(count, dtype=bool))
+
+    def _first(self, count: int) -> np.ndarray:
+        if not self._remembers:
+            return np.ones((count, 1), dtype=np.float32)
+        observations = np.zeros((count, self._arms + 2), dtype=np.float32)
+        observations[:, -1] = 1.0
+        return observations
+
+    def _seen(self, actions: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        if not self._remembers:
+            return np.ones((len(rewards), 1), dtype=np.float32)
+        observations = np.zeros((len(rewards), self._arms + 2), dtype=np.float32)
+        np.put_along_axis(observations, actions, 1.0, axis=1)
+        observations[:, self._arms] = rewards
+        return observations
 
 
 def _bernoulli(means: np.ndarray, keys: np.ndarray, time: int) -> np.ndarray:
@@ -155,6 +179,7 @@ def _names(arms: int, prefix: str) -> tuple[str, ...]:
     return tuple(f"{prefix}{arm}" for arm in range(arms))
 
 
-def _spec(arms: int, prefix: str, unit: str, horizon: int, oracle: bool) -> RLSpec:
-    parameters = tuple(TaskParameter(name, 0.0, 1.0, unit) for name in _names(arms, prefix))
-    return RLSpec.discrete(parameters, 1, Choices((arms,)), horizon, control_step=0.0, oracle=oracle)
+def _spec(names: tuple[str, ...], unit: str, protocol: str, horizon: int | None, oracle: bool) -> RLSpec:
+    parameters, arms = tuple(TaskParameter(name, 0.0, 1.0, unit) for name in names), len(names)
+    size, pulls = (arms + 2, 100) if protocol == "trial" else (1, 1)
+    return RLSpec.discrete(parameters, size, Choices((arms,)), horizon or pulls, control_step=0.0, oracle=oracle)

@@ -6,7 +6,7 @@ A player sees only its own pulls; one bandit is one row. Shapes: B bandits, K ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -140,10 +140,11 @@ PLAYERS: Mapping[str, Player] = {
 
 
 def play(family: BernoulliBandit | GaussianBandit, tasks: Tasks, player: Player, pulls: int, seed: int) -> Record:
-    """Let a player pull every bandit's arms; ``record.sums.sum(1)`` is what it earned.
+    """Let a player pull every bandit's arms in one trial; ``record.sums.sum(1)`` is what it earned.
 
     Args:
-        family: whose bandits.
+        family: whose bandits, of either protocol: to fit a record and judge it on fresh pulls, see
+            :func:`best_empirical_arm`.
         tasks: B rows.
         player: who plays.
         pulls: N.
@@ -151,7 +152,7 @@ def play(family: BernoulliBandit | GaussianBandit, tasks: Tasks, player: Player,
     """
     rewards, choices = np.random.SeedSequence(seed).spawn(2)
     random, rows = np.random.default_rng(choices), np.arange(len(tasks))
-    env = family.batch(len(tasks), 1)
+    env = replace(family, protocol="trial", horizon=pulls).batch(len(tasks), 1)
     env.reset(tasks, rewards.generate_state(len(tasks)))
     counts, sums = np.zeros(tasks.values.shape, dtype=np.int64), np.zeros(tasks.values.shape)
     for time in range(pulls):

@@ -41,15 +41,15 @@ class TabularMDP:
 
     recommended: ClassVar[Mapping[str, Any]] = {
         "algo": "maml-trpo",
-        "iterations": 500,
+        "iterations": 200,
         "meta_batch_size": 20,
         "episodes_per_task": 20,
         "inner_steps": 1,
-        "inner_lr": 0.5,
+        "inner_lr": 1.5,  # of 0.5, 1.5, 2 and 4 the best on validation tasks
         "gamma": 0.99,
         "gae_lambda": 1.0,
-        "hidden_sizes": (32, 32),
-        "activation": "relu",
+        "hidden_sizes": (64, 64),
+        "activation": "tanh",
     }
 
     @property

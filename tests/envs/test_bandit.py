@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import metarl
 from metarl import families
 from metarl.envs.bandit.gittins import indices
 from metarl.envs.bandit.players import PLAYERS, UCB1, Gittins, Record, Thompson, best_empirical_arm, play
 from metarl.families import Tasks
+from metarl.testing import check_family
 
 
 def _pulled(family, task, arm, episodes=20000):
@@ -49,6 +51,68 @@ def test_gaussian_arms_pay_around_their_mean():
         rewards = _pulled(family, {"mean0": 0.2, "mean1": 0.9}, arm)[1].rewards
         assert abs(rewards.mean() - mean) < 5 * 0.5 / np.sqrt(20000)
         assert rewards.std() == pytest.approx(0.5, rel=0.03)
+
+
+def _trial(family, tasks, arms):
+    """Observations (N + 1, B, O) and rewards (N, B) of pulling arms (N, B)."""
+    env = family.batch(len(tasks), 1)
+    seen, paid = [env.reset(tasks, np.arange(len(tasks), dtype=np.uint32))], []
+    for pulls in arms:
+        step = env.step(pulls[:, None])
+        seen.append(step.observations)
+        paid.append(step.rewards)
+    return np.stack(seen), np.stack(paid), step
+
+
+@pytest.mark.parametrize("name", ["bandit-bernoulli", "bandit-gaussian"])
+def test_a_trial_shows_the_last_pull(name):
+    """Catches an observation of another pull or row, a first flag that stays, and a reward in an arm's column."""
+    family = families.make(name, arms=4, protocol="trial")
+    tasks, arms = family.sample_tasks(3, "train", 0), np.random.default_rng(0).integers(0, 4, (100, 3))
+    seen, paid, last = _trial(family, tasks, arms)
+    assert (family.spec.observation_size, family.spec.horizon) == (6, 100)
+    assert (seen[0] == [0, 0, 0, 0, 0, 1]).all()
+    for t in range(100):
+        for b in range(3):
+            assert seen[t + 1, b].tolist() == [*(float(arms[t, b] == k) for k in range(4)), paid[t, b], 0.0]
+    assert last.terminated.all()
+    assert len(np.unique(paid)) > 1
+
+
+@pytest.mark.parametrize("name", ["bandit-bernoulli", "bandit-gaussian"])
+def test_arms_pay_alike_in_both_protocols(name):
+    family, arms = families.make(name), np.random.default_rng(0).integers(0, 5, (20, 30))
+    tasks = family.sample_tasks(30, "train", 0)
+    fit, trial = (_trial(families.make(name, protocol=p, horizon=20), tasks, arms) for p in ("fit", "trial"))
+    assert (fit[0] == 1).all()
+    assert fit[0].shape[2] == family.spec.observation_size == family.spec.horizon == 1
+    np.testing.assert_array_equal(fit[1], trial[1])
+
+
+@pytest.mark.parametrize("name", ["bandit-bernoulli", "bandit-gaussian"])
+def test_a_trial_keeps_the_contract(name):
+    check_family(families.make(name, protocol="trial", arms=3))
+
+
+def test_a_policy_can_play_trials():
+    """It sees K + 2 numbers, and the task too where it is an oracle: 2 sets of 2 tasks, 3 trials, 7 pulls."""
+    for oracle, inputs in ((False, 7), (True, 12)):
+        settings = {"protocol": "trial", "horizon": 7, "oracle": oracle}
+        learner = metarl.build("bandit-bernoulli", env_settings=settings, meta_batch_size=2, episodes_per_task=3)
+        state, metrics = learner.iteration(learner.init(seed=0))
+        assert metrics["env_steps"] == 2 * 2 * 3 * 7
+        assert state.meta["0.weight"].shape[0] == inputs
+
+
+def test_players_play_the_same_trial_in_both_protocols():
+    """Catches players that pull less, or other rewards, where an episode of the family is a single pull."""
+    tasks = families.make("bandit-bernoulli").sample_tasks(50, "test", 0)
+    both = [families.make("bandit-bernoulli", protocol=p) for p in ("fit", "trial")]
+    for player in PLAYERS.values():
+        fit, trial = (play(family, tasks, player, 30, seed=1) for family in both)
+        np.testing.assert_array_equal(fit.sums, trial.sums)
+        np.testing.assert_array_equal(fit.counts, trial.counts)
+        assert (trial.counts.sum(1) == 30).all()
 
 
 # Gittins, Glazebrook and Weber (2011), tables of the Bernoulli index: (discount, alpha, beta) -> index

@@ -1,0 +1,230 @@
+"""Bernoulli bandits, K = 5 and n = 100: what adapting closes of the gap to knowing the best arm, and how reference players do.
+
+    python -m experiments.bandits             trains (resumes what is there), evaluates, writes the results
+    python -m experiments.bandits tiny=true   the same with a budget of seconds, elsewhere
+
+By the protocol *fit n pulls, judge on n fresh pulls*, MAML is compared with an oracle, and with playing the arm that paid
+best in the very pulls it was fitted on. By *one trial of N pulls*, reference players are compared with what is known of
+them in closed form. Runs are kept under ``runs/bandit-bernoulli/``, results under ``experiments/results/bandit-bernoulli/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import recording
+from metarl.run.arguments import parse
+from metarl.settings import SettingsError, setting
+
+ENV = "bandit-bernoulli"
+MARK = "<!-- bandits -->"
+STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What this experiment can be told."""
+
+    tiny: bool = setting(False, "a budget of seconds, under runs/tiny, to see that everything works")
+    seeds: int = setting(3, "seeds of MAML", low=1)
+    tasks: int = setting(2000, "test tasks that MAML adapts to", low=2)
+    trials: int = setting(10_000, "test tasks that the reference players play", low=2)
+    train: bool = setting(True, "false evaluates what is there")
+
+
+def main() -> int:
+    """Train, evaluate, write."""
+    try:
+        settings = Settings(**parse(sys.argv[1:], Settings))
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    runs, results = recording.folders(ENV, settings.tiny)
+    budget: list[str] = []
+    if settings.tiny:
+        settings = dataclasses.replace(settings, tasks=20, trials=50)
+        budget = ["iterations=2", "meta_batch_size=4", "eval_every=1", "eval_tasks=2"]
+    members = {f"maml-s{seed}": [f"seed={seed}", "threads=1", *budget] for seed in range(settings.seeds)}
+    if settings.train:
+        recording.train(ENV, runs, members)
+    from metarl.run.provenance import provenance
+
+    summary: dict[str, Any] = {
+        "runs": {label: recording.facts(runs / label) for label in members},
+        "evaluation": " ".join(["python -m experiments.bandits", *sys.argv[1:]]),
+        "fit": fit([runs / label for label in members], settings.tasks),
+        "trial": trial(settings.trials),
+        "provenance": provenance(),
+    }
+    recording.write(results / "summary.json", summary)
+    recording.keep(runs, list(members), results, "reward per pull")
+    draw(summary["fit"], results / "curve.png")
+    text = report(summary)
+    (results / "summary.md").write_text(text, encoding="utf-8")
+    print(text)
+    if not settings.tiny:
+        recording.insert(recording.README, MARK, f"{recording.pictures(results, recording.README)}\n{text}")
+    return 0
+
+
+def fit(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
+    """Adapt every run to test tasks; compare with the oracle and with the best arm of all pulls so far.
+
+    Args:
+        runs: the seeds of one training.
+        count: test tasks.
+
+    Returns:
+        Rewards per pull with intervals over tasks, and the parts of the gap from unadapted to oracle that are closed.
+    """
+    from metarl.analysis.agent import load
+    from metarl.analysis.curves import interval
+    from metarl.learner import TEST
+
+    scores, best = [], []
+    for run in runs:
+        agent = load(run)
+        tasks = agent.learner.domain.sample_tasks(count, "test", (0, TEST))
+        adapted, greedy = adapt(agent, tasks, (0, TEST, 1))
+        scores.append(adapted)
+        best.append(greedy)
+    oracle, stacked, arms = tasks.values.max(1), np.stack(scores), np.stack(best)
+    return {
+        "tasks": count,
+        "pulls": agent.config.run.episodes_per_task,
+        "oracle": {"mean": float(oracle.mean()), "ci95": interval(oracle).tolist()},
+        "maml": recording.mean_of_seeds(stacked) | {"closed": _closed(stacked, stacked[:, 0], oracle)},
+        "best_empirical_arm": recording.mean_of_seeds(arms) | {"closed": _closed(arms, stacked[:, 0], oracle)},
+    }
+
+
+def adapt(agent: Any, tasks: Any, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Adapt to M tasks; return rewards per pull after 0 to ``STEPS`` updates, and of the best empirical arms.
+
+    Args:
+        agent: a loaded run.
+        tasks: M tasks.
+        seed: of all pulls.
+
+    Returns:
+        (STEPS + 1, M) on fresh pulls, and (STEPS + 1, M) of the arm that paid best in all pulls before: its true
+        probability, which is what pulling it earns. Before the first pull that is any arm.
+    """
+    from metarl.core.params import detach, expand
+    from metarl.envs.bandit.players import Record, best_empirical_arm
+
+    learner, rows = agent.learner, np.arange(len(tasks))
+    params, scores, best = expand(detach(agent.meta), len(tasks)), [], [tasks.values.mean(1)]
+    counts, sums = np.zeros(tasks.values.shape, dtype=np.int64), np.zeros(tasks.values.shape)
+    for step in range(STEPS + 1):
+        rollouts, _ = learner.domain.rollout(params, tasks, (*seed, step))
+        scores.append(rollouts.returns.mean(1).double().numpy())
+        if step == STEPS:
+            break
+        arms, paid = rollouts.actions[:, 0, :, 0].numpy(), rollouts.rewards[:, 0].double().numpy()
+        np.add.at(counts, (rows[:, None], arms), 1)
+        np.add.at(sums, (rows[:, None], arms), paid)
+        time = int(counts[0].sum())
+        best.append(tasks.values[rows, best_empirical_arm(Record(counts, sums, time, time))])
+        params = learner.adapt(params, learner.domain.judge(rollouts))
+    return np.stack(scores), np.stack(best)
+
+
+def _closed(values: np.ndarray, unadapted: np.ndarray, oracle: np.ndarray) -> list[dict[str, Any]]:
+    """(values - unadapted) / (oracle - unadapted) at every point of (seeds, points, M), with intervals over tasks."""
+    start, closed = unadapted.mean(0), []
+    for k in range(values.shape[1]):
+        mean = values[:, k].mean(0)
+        interval = recording.bootstrap(
+            lambda rows, m=mean: recording.gap(m[rows], start[rows], oracle[rows]), len(oracle)
+        )
+        each = [recording.gap(seed[k], first, oracle) for seed, first in zip(values, unadapted, strict=True)]
+        closed.append({"mean": recording.gap(mean, start, oracle), "ci95": interval, "each_seed": each})
+    return closed
+
+
+def trial(count: int) -> dict[str, Any]:
+    """Let every reference player play a trial in each of ``count`` test tasks; return totals with intervals over tasks."""
+    from metarl import families
+    from metarl.analysis.curves import interval
+    from metarl.envs.bandit.players import PLAYERS, play
+    from metarl.learner import TEST
+
+    family = families.make(ENV, protocol="trial")
+    pulls, tasks = family.spec.horizon, family.sample_tasks(count, "test", (0, TEST))
+    known = {"random": pulls / 2, "oracle": pulls * family.arms / (family.arms + 1)}
+    here = {"random": pulls * float(tasks.values.mean()), "oracle": pulls * float(tasks.values.max(1).mean())}
+    players = {}
+    for name, player in PLAYERS.items():
+        totals = play(family, tasks, player, pulls, seed=0).sums.sum(1)
+        exact = {"known": known.get(name), "known_of_these_tasks": here.get(name)}
+        players[name] = {"mean": float(totals.mean()), "ci95": interval(totals).tolist(), **exact}
+    return {"tasks": count, "pulls": pulls, "arms": family.arms, "players": players}
+
+
+def draw(fitted: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw rewards against updates: MAML, the best empirical arm, and the oracle's level."""
+    from metarl.analysis import plots
+
+    updates = list(range(STEPS + 1))
+    curves = {"maml, mean of seeds": fitted["maml"], "best empirical arm": fitted["best_empirical_arm"]}
+    level = {"mean": [fitted["oracle"]["mean"]], "ci95": [fitted["oracle"]["ci95"]], "updates": [0]}
+    result = {
+        "family": ENV,
+        "split": "test",
+        "tasks": [{}] * fitted["tasks"],
+        "metric": "reward",
+        "unit": "per pull",
+        "runs": {name: {**curve, "updates": updates} for name, curve in curves.items()} | {"oracle": level},
+        "notes": {"oracle": {"adapted": False}},
+    }
+    plots.adaptation(result, path)
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """Return the tables in Markdown."""
+    fitted, played = summary["fit"], summary["trial"]
+    (oracle,) = recording.intervals({"mean": [fitted["oracle"]["mean"]], "ci95": [fitted["oracle"]["ci95"]]}, 3)
+    lines = [
+        f"Fit {fitted['pulls']} pulls, judge on as many fresh ones: reward per pull on {fitted['tasks']} test tasks, mean and 95 %"
+        f" interval over tasks; the rates of adapting are training's. The oracle earns {oracle}. Closed: the part of the gap"
+        " from unadapted to oracle. The best empirical arm has seen the same pulls, those of all updates so far.",
+        "",
+        "| updates | MAML | closed | closed by each seed | best empirical arm | closed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    sides = []
+    for name in ("maml", "best_empirical_arm"):
+        closed = fitted[name]["closed"]
+        parts = recording.intervals({key: [point[key] for point in closed] for key in ("mean", "ci95")}, 3)
+        sides.append((recording.intervals(fitted[name], 3), parts))
+    (maml, closed), (arm, closed_by_arm) = sides
+    for k in range(1, STEPS + 1):
+        each = ", ".join(f"{value:.3f}" for value in fitted["maml"]["closed"][k]["each_seed"])
+        lines.append(f"| {k} | {maml[k]} | {closed[k]} | {each} | {arm[k]} | {closed_by_arm[k]} |")
+    lines += [
+        "",
+        f"Unadapted, MAML earns {maml[0]}.",
+        "",
+        f"One trial of {played['pulls']} pulls, {played['arms']} arms: total reward of the reference players on"
+        f" {played['tasks']} test tasks, mean and 95 % interval over tasks. In closed form: N/2 and N K/(K+1), the mean over all"
+        " tasks; and the same of the probabilities of these very tasks.",
+        "",
+        "| player | total | in closed form | of these tasks |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, player in played["players"].items():
+        (total,) = recording.intervals({"mean": [player["mean"]], "ci95": [player["ci95"]]}, 2)
+        exact = [player["known"], player["known_of_these_tasks"]]
+        lines.append(f"| {name} | {total} | {' | '.join('' if x is None else f'{x:.2f}' for x in exact)} |")
+    return "\n".join([*lines, *recording.origin(summary)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

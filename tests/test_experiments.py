@@ -1,0 +1,149 @@
+"""The recorded experiments: their figures by hand, and each of them from training to table in miniature."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import metarl
+from experiments import bandits, halfcheetah_vel, navigation, recording, tabular
+from metarl import evaluate, train
+from metarl.analysis.agent import Agent
+from metarl.analysis.curves import update_curve
+from metarl.families import Tasks
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_gaps_by_hand():
+    """Two seeds, one update, two tasks. Means: maml 4 and 6, pretrained 3, oracle 9: (4 - 3) / 6, (6 - 3) / 6."""
+    maml = np.array([[[0, 0], [3, 5]], [[0, 0], [6, 6]]], dtype=float)
+    gaps = recording._gaps(maml, np.array([[1, 1], [2, 4]], dtype=float), np.array([8, 10], dtype=float))
+    assert gaps.keys() == {1}
+    assert gaps[1]["each_seed"] == pytest.approx([1 / 6, 3 / 6])
+    assert gaps[1]["mean"] == pytest.approx(2 / 6)
+    # tasks by themselves: (5.5 - 4) / 6 and (4.5 - 2) / 6; an interval over seeds, or over one run's tasks, ends elsewhere
+    assert gaps[1]["ci95_over_tasks"] == pytest.approx([1.5 / 6, 2.5 / 6])
+
+
+def test_a_text_goes_between_its_marks_and_nowhere_else(tmp_path):
+    """Catches a section that grows with every run, one that swallows the next, and marks that are not there."""
+    file = tmp_path / "README.md"
+    file.write_text("head\n<!-- a -->\nold\n<!-- a -->\nmiddle\n<!-- b -->\nb\n<!-- b -->\ntail\n")
+    for text in ("first", "second"):
+        recording.insert(file, "<!-- a -->", text)
+    expected = "head\n<!-- a -->\n\nsecond\n<!-- a -->\nmiddle\n<!-- b -->\nb\n<!-- b -->\ntail\n"
+    assert file.read_text() == expected
+    with pytest.raises(ValueError, match="c"):
+        recording.insert(file, "<!-- c -->", "x")
+    assert file.read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("mark", "file"),
+    [(halfcheetah_vel.MARK, halfcheetah_vel.README), (bandits.MARK, recording.README), (tabular.MARK, recording.README)]
+    + [(f"<!-- {env} -->", recording.README) for env in navigation.SETUP],
+)
+def test_the_marks_are_there(mark, file):
+    """A training of minutes or hours must not end in a refusal."""
+    assert (ROOT / file).read_text(encoding="utf-8").count(mark) == 2
+
+
+def _bandit(episodes, inner_lr):
+    """An agent that pulls all arms alike until it has adapted."""
+    learner = metarl.build("bandit-bernoulli", episodes_per_task=episodes, inner_lr=inner_lr, threads=1)
+    return Agent(learner, {n: 0 * v for n, v in learner.init(seed=0).meta.items()}, None, 0)
+
+
+def test_the_best_empirical_arm_is_of_the_pulls_that_were_fitted():
+    """A sure arm among losing ones: found in 100 pulls, and in k pulls with probability 1 - (4/5)^k."""
+    tasks = Tasks(tuple(f"p{k}" for k in range(5)), np.eye(5))
+    scores, best = bandits.adapt(_bandit(100, 30.0), tasks, (0, 2, 1))
+    assert best.tolist() == [[0.2] * 5] + [[1.0] * 5] * 3
+    assert scores.shape == (4, 5)
+    scores, best = bandits.adapt(_bandit(1, 1e-9), tasks.repeat(400), (0, 2, 1))
+    np.testing.assert_array_equal(
+        best[1], scores[0]
+    )  # of one pull, the arm that was pulled: it pays for sure, or never
+    assert best.mean(1) == pytest.approx([0.2, 0.2, 0.36, 0.488], abs=5 * 0.5 / np.sqrt(2000))
+
+
+def test_bandits_are_adapted_to_as_the_evaluation_does():
+    """Catches other pulls than those of ``metarl.evaluate``, and scores of pulls that were learned from."""
+    agent = _bandit(20, 5.0)
+    tasks = agent.learner.domain.sample_tasks(30, "test", (0, 2))
+    curve = update_curve(agent.learner, agent.meta, tasks, (0, 2, 1), bandits.STEPS)
+    np.testing.assert_array_equal(bandits.adapt(agent, tasks, (0, 2, 1))[0], curve.values)
+
+
+def test_closed_parts_by_hand():
+    """Unadapted 1 and 2, oracle 7 on average: 3 and 3 close 2/6 and 1/5, and the mean of the seeds (3 - 1.5) / 5.5."""
+    values = np.array([[[1.0, 1.0], [3.0, 3.0]], [[2.0, 2.0], [3.0, 3.0]]])
+    start, end = bandits._closed(values, values[:, 0], np.array([5.0, 9.0]))
+    assert (start["mean"], start["each_seed"]) == (0.0, [0.0, 0.0])
+    assert end["each_seed"] == pytest.approx([2 / 6, 1 / 5])
+    assert end["mean"] == pytest.approx(1.5 / 5.5)
+    assert end["ci95"] == pytest.approx([1.5 / 7.5, 1.5 / 3.5])  # one task or the other, twice
+
+
+def test_the_part_of_the_optimum_is_of_means():
+    """(3 + 5) / (4 + 12); the mean of 3/4 and 5/12 would be 0.58."""
+    assert tabular.fraction(np.array([3.0, 5.0]), np.array([4.0, 12.0]))["mean"] == 0.5
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Commands run in this process, in an empty directory."""
+    commands = {"metarl.train": train.main, "metarl.evaluate": evaluate.main}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recording, "python", lambda module, *words: commands[module](list(words)))
+    threads = torch.get_num_threads()
+    yield tmp_path / "runs" / "tiny"
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "words", "rows"),
+    [
+        (bandits, "bandit-bernoulli", ["seeds=1"], ["| 3 | ", "| gittins | "]),
+        (navigation, "navigation-2d", ["seeds=2"], ["| maml-s1 | ", "| oracle-s0 | ", "| maml, mean of seeds | "]),
+        (tabular, "tabular-mdp", [], ["| 3 | "]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_experiment_runs_from_training_to_table(small, monkeypatch, capsys, module, name, words, rows):
+    """Twice: the second time finds its runs complete. Nothing is written beside them."""
+    monkeypatch.setattr(sys, "argv", ["x", "tiny=true", *words])
+    for _ in range(2):
+        assert module.main() == 0
+    results = small / name / "results"
+    text = (results / "summary.md").read_text(encoding="utf-8")
+    assert all(row in text for row in rows)
+    assert text in capsys.readouterr().out
+    summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
+    assert summary["runs"]["maml-s0"]["iterations"] == 2
+    assert {"curve.png", "learning.png", "maml-s0"} <= {path.name for path in results.iterdir()}
+    assert metarl.load(results / "maml-s0").iteration == 2
+    assert [path.name for path in small.parents[1].iterdir()] == ["runs"]
+
+
+def test_what_is_closed_starts_at_unadapted(small):
+    """Catches another point of the curve in place of the unadapted one."""
+    recording.train(
+        "bandit-bernoulli", small, {"x": ["iterations=1", "meta_batch_size=2", "eval_every=0", "threads=1"]}
+    )
+    fitted = bandits.fit([small / "x"], 20)
+    assert (fitted["pulls"], fitted["maml"]["closed"][0]["mean"]) == (100, 0.0)
+    assert fitted["best_empirical_arm"]["closed"][3]["mean"] > 0.8
+
+
+@pytest.mark.parametrize("module", [bandits, navigation, tabular, halfcheetah_vel])
+def test_mistakes_end_with_one_line(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "tyni=true"])
+    assert module.main() == 2
+    assert capsys.readouterr().err == "error: Unknown setting 'tyni'. Did you mean 'tiny'?\n"
