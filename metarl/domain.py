@@ -28,12 +28,14 @@ class Sample(NamedTuple):
         scores: the domain's metric of every task, float32 (M,), on the CPU.
         env_steps: environment steps that it took (examples, for supervised tasks).
         metrics: what else is worth logging.
+        success: fraction of every task's episodes that were a success, float32 (M,), on the CPU; None where nobody judges.
     """
 
     data: Data
     scores: Tensor
     env_steps: int
     metrics: dict[str, float]
+    success: Tensor | None = None
 
 
 class Domain(Protocol):
