@@ -147,7 +147,7 @@ class MetaWorldML45:
     reward: str = _reward()
     oracle: bool = _oracle()
 
-    recommended: ClassVar[Mapping[str, Any]] = {**_RECOMMENDED, "meta_batch_size": 45}
+    recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
     def __post_init__(self) -> None:
         """Refuse at once where the package is missing."""

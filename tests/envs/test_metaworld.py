@@ -43,7 +43,9 @@ def _made(name="metaworld-ml1", **settings):
 @pytest.fixture
 def absent(monkeypatch):
     """As if it were not installed."""
-    monkeypatch.setattr(families.importlib.util, "find_spec", lambda name: None)
+    real = families.importlib.util.find_spec
+    hidden = lambda name, package=None: None if name == "metaworld" else real(name, package)  # noqa: E731
+    monkeypatch.setattr(families.importlib.util, "find_spec", hidden)
 
 
 @pytest.mark.parametrize("name", NAMES)
