@@ -3,7 +3,7 @@
 They were written for the MuJoCo that the package was released with. Here they act in our families, which run it on MuJoCo 4,
 and so tell whether it is still the same benchmark. Needs the extra ``metaworld``. For the other side of the comparison, run the
 file by itself where the package has the MuJoCo that it asks for, and metarl is not installed:
-``pip install metaworld==3.1.1 packaging && python experiments/metaworld_experts.py``, which prints its rates.
+``pip install metaworld==3.1.1 packaging && python experiments/metaworld_experts.py``, which prints its result.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import pathlib
+import platform
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -43,7 +46,9 @@ def main() -> int:
         result |= {"command": command, "metaworld": importlib.metadata.version("metaworld"), "provenance": provenance()}
     else:
         versions = {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco", "gymnasium", "numpy")}
-        result |= {"command": "python experiments/metaworld_experts.py", "versions": versions}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        machine = {"platform": platform.platform(), "cores": os.cpu_count(), "commit": commit}
+        result |= {"command": "python experiments/metaworld_experts.py", "versions": versions, "provenance": machine}
     print(json.dumps(result, indent=1))
     if save:
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
