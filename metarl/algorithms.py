@@ -1,12 +1,12 @@
-"""Algorithms by name: each is a preset of an inner rule and an outer rule. ``python -m metarl.algorithms`` lists them.
+"""Algorithms by name: each pairs an inner with an outer rule. ``python -m metarl.algorithms`` lists them.
 
-The settings are declared here without importing torch; :meth:`Algorithm.rules` builds the rules.
+Their settings are declared here without importing torch. A new algorithm is one more :func:`preset`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from metarl.settings import SettingsError, check, nearest, setting
@@ -14,6 +14,8 @@ from metarl.settings import SettingsError, check, nearest, setting
 if TYPE_CHECKING:
     from metarl.core.inner import InnerRule, TaskLoss
     from metarl.core.outer import OuterRule
+
+_MAML = "Finn, Abbeel and Levine (2017), arXiv:1703.03400"
 
 
 class Algorithm(Protocol):
@@ -27,14 +29,76 @@ class Algorithm(Protocol):
     paper: ClassVar[str]
     recommended: ClassVar[Mapping[str, Any]]
 
-    def rules(self, inner_loss: TaskLoss[Any], inner_lr: float) -> tuple[InnerRule[Any], OuterRule]:
-        """Build the inner and the outer rule."""
+    def rules(
+        self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]
+    ) -> tuple[InnerRule[Any], OuterRule]:
+        """Build the inner and the outer rule for a model whose parameters have these names."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class MamlTrpo:
-    """MAML with a trust-region meta-update."""
+class GradientInner:
+    """Gradient steps."""
+
+    first_order: bool = setting(False, "ignore second derivatives (FOMAML)")
+    adapt: tuple[str, ...] = setting(("*",), "patterns of the parameters that adapt; head: the last layer (ANIL)")
+    rates: str = setting(
+        "fixed", "step sizes: inner_lr, or learned for every tensor or weight", choices=("fixed", "tensor", "weight")
+    )
+    rates_steps: int = setting(1, "inner steps with learned rates of their own; later ones use the last", low=1)
+
+    def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
+        """Build a gradient step."""
+        from metarl.core import GradientStep, LearnedRates
+
+        subset = tuple(name for pattern in self.adapt for name in (head(names) if pattern == "head" else [pattern]))
+        if not subset:
+            raise SettingsError("algo.adapt=[] adapts nothing; name patterns of parameters such as algo.adapt=[head]")
+        rates = None
+        if self.rates != "fixed":
+            rates = LearnedRates(inner_lr, self.rates == "weight", self.rates_steps)
+        elif self.rates_steps > 1:
+            raise SettingsError(f"algo.rates_steps={self.rates_steps} needs learned rates: algo.rates=tensor or weight")
+        return GradientStep(inner_loss, inner_lr, self.first_order, subset, rates=rates)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextInner:
+    """Gradient steps on a context alone."""
+
+    context_size: int = setting(10, "numbers in the context, inputs that are adapted", low=1)
+    first_order: bool = setting(False, "ignore second derivatives")
+
+    def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
+        """Build a gradient step from a context of zeros."""
+        from metarl.core import GradientStep
+
+        del names
+        return GradientStep(inner_loss, inner_lr, self.first_order, ("context",), from_zero=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximalInner:
+    """A regularised problem, solved and differentiated implicitly."""
+
+    strength: float = setting(2.0, "lambda, how strongly the solution is held near its start", above=0)
+    solver_steps: int = setting(16, "most gradient steps of the solver, of size inner_lr", low=1)
+    tolerance: float = setting(1e-3, "of the solver, relative to the first gradient", low=0)
+    solve_iterations: int = setting(5, "most conjugate-gradient products of the implicit derivative", low=1)
+    first_order: bool = setting(False, "take the identity for the derivative")
+
+    def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
+        """Build a proximal solver."""
+        from metarl.core import ProximalSolve
+
+        del names
+        solver = (self.strength, self.solver_steps, self.tolerance, self.solve_iterations)
+        return ProximalSolve(inner_loss, inner_lr, *solver, self.first_order)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrpoOuter:
+    """A trust-region meta-update."""
 
     max_kl: float = setting(0.01, "trust region: largest mean KL(old||new) after adaptation, nats", above=0)
     cg_iterations: int = setting(10, "most conjugate-gradient products", low=1)
@@ -42,63 +106,135 @@ class MamlTrpo:
     fisher_fraction: float = setting(0.05, "part of the states that the Fisher products look at", above=0, high=1)
     line_search_steps: int = setting(15, "most line-search candidates", low=1)
     line_search_shrink: float = setting(0.8, "factor from one candidate step to the next", above=0, high=0.999)
-    first_order: bool = setting(False, "ignore second derivatives (FOMAML)")
 
-    paper: ClassVar[str] = "Finn, Abbeel and Levine (2017), arXiv:1703.03400; Schulman et al. (2015), arXiv:1502.05477"
-    recommended: ClassVar[Mapping[str, Any]] = {}
+    def rule(self) -> OuterRule:
+        """Build TRPO."""
+        from metarl.core import TRPO
 
-    def rules(self, inner_loss: TaskLoss[Any], inner_lr: float) -> tuple[InnerRule[Any], OuterRule]:
-        """Build a gradient step and TRPO."""
-        from metarl.core import TRPO, GradientStep
-
-        outer = TRPO(
-            max_kl=self.max_kl,
-            cg_iterations=self.cg_iterations,
-            cg_damping=self.cg_damping,
-            fisher_fraction=self.fisher_fraction,
-            line_search_steps=self.line_search_steps,
-            line_search_shrink=self.line_search_shrink,
-        )
-        return GradientStep(inner_loss, inner_lr, self.first_order), outer
+        return TRPO(**dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
-class MamlAdam:
-    """MAML with an Adam meta-update."""
+class AdamOuter:
+    """An Adam meta-update."""
 
     lr: float = setting(1e-3, "meta step size", above=0)
     beta1: float = setting(0.9, "decay of the first moment", low=0, high=0.9999)
     beta2: float = setting(0.999, "decay of the second moment", low=0, high=0.99999)
-    first_order: bool = setting(False, "ignore second derivatives (FOMAML)")
 
-    paper: ClassVar[str] = "Finn, Abbeel and Levine (2017), arXiv:1703.03400; Kingma and Ba (2015), arXiv:1412.6980"
-    recommended: ClassVar[Mapping[str, Any]] = {}
+    def rule(self) -> OuterRule:
+        """Build Adam."""
+        from metarl.core import Adam
 
-    def rules(self, inner_loss: TaskLoss[Any], inner_lr: float) -> tuple[InnerRule[Any], OuterRule]:
-        """Build a gradient step and Adam."""
-        from metarl.core import Adam, GradientStep
-
-        return GradientStep(inner_loss, inner_lr, self.first_order), Adam(self.lr, self.beta1, self.beta2)
+        return Adam(**dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
-class MamlSgd:
-    """MAML with plain meta-gradient descent."""
+class SgdOuter:
+    """Plain meta-gradient descent."""
 
     lr: float = setting(1e-2, "meta step size", above=0)
-    first_order: bool = setting(False, "ignore second derivatives (FOMAML)")
 
-    paper: ClassVar[str] = "Finn, Abbeel and Levine (2017), arXiv:1703.03400"
-    recommended: ClassVar[Mapping[str, Any]] = {}
+    def rule(self) -> OuterRule:
+        """Build SGD."""
+        from metarl.core import SGD
 
-    def rules(self, inner_loss: TaskLoss[Any], inner_lr: float) -> tuple[InnerRule[Any], OuterRule]:
-        """Build a gradient step and SGD."""
-        from metarl.core import SGD, GradientStep
-
-        return GradientStep(inner_loss, inner_lr, self.first_order), SGD(self.lr)
+        return SGD(self.lr)
 
 
-ALGORITHMS: Mapping[str, type] = {"maml-trpo": MamlTrpo, "maml-adam": MamlAdam, "maml-sgd": MamlSgd}
+@dataclasses.dataclass(frozen=True)
+class ReptileOuter:
+    """A step toward the mean of the adapted parameters."""
+
+    lr: float = setting(1.0, "meta step size; 1 goes to the mean itself", above=0)
+
+    def rule(self) -> OuterRule:
+        """Build Reptile."""
+        from metarl.core import Reptile
+
+        return Reptile(self.lr)
+
+
+def preset(
+    inner: type, outer: type, doc: str, paper: str, defaults: Mapping[str, Any] | None = None, **recommended: Any
+) -> type:
+    """Put an algorithm together.
+
+    Args:
+        inner: settings of the inner rule, with a method ``rule(inner_loss, inner_lr, names)``.
+        outer: settings of the outer rule, with a method ``rule()``.
+        doc: one sentence.
+        paper: where it comes from.
+        defaults: what differs from the defaults of ``inner`` and ``outer``.
+        **recommended: run settings it prefers, such as ``inner_steps=5``.
+
+    Returns:
+        A dataclass of all these settings, an :class:`Algorithm`.
+    """
+    groups = {group: [field.name for field in dataclasses.fields(group)] for group in (inner, outer)}
+    defaults = defaults or {}
+    columns: list[tuple[str, Any, Any]] = [
+        (f.name, f.type, dataclasses.field(default=defaults.get(f.name, f.default), metadata=f.metadata))
+        for group in groups
+        for f in dataclasses.fields(group)
+    ]
+
+    def rules(self: Any, inner_loss: Any, inner_lr: float, names: Sequence[str]) -> Any:
+        parts = [group(**{name: getattr(self, name) for name in own}) for group, own in groups.items()]
+        return parts[0].rule(inner_loss, inner_lr, names), parts[1].rule()
+
+    body = {"paper": paper, "recommended": recommended, "rules": rules, "__doc__": doc, "__module__": __name__}
+    return dataclasses.make_dataclass("Algorithm", columns, namespace=body, frozen=True)
+
+
+def head(names: Sequence[str]) -> list[str]:
+    """Return the last layer's parameters, and a policy's log standard deviation, which no layer holds.
+
+    >>> head(["0.weight", "0.bias", "1.weight", "1.bias", "log_std"])
+    ['1.weight', '1.bias', 'log_std']
+    """
+    loose = [name for name in names if name == "log_std"]
+    layers = [name for name in names if name not in loose]
+    last = layers[-1].rpartition(".")[0]
+    return [name for name in layers if name.rpartition(".")[0] == last] + loose
+
+
+_FIRST, _HEAD, _WEIGHT = {"first_order": True}, {"adapt": ("head",)}, {"rates": "weight"}
+_TRPO = "Schulman et al. (2015), arXiv:1502.05477"
+_FOMAML = f"{_MAML}, section 5.2"
+_META_SGD = "Li et al. (2017), arXiv:1707.09835"
+_ANIL = "Raghu et al. (2020), arXiv:1909.09157"
+_CAVIA = "Zintgraf et al. (2019), arXiv:1810.03642"
+_IMAML = "Rajeswaran et al. (2019), arXiv:1909.04630"
+
+ALGORITHMS: dict[str, type] = {
+    "maml-trpo": preset(GradientInner, TrpoOuter, "MAML with a trust-region meta-update.", f"{_MAML}; {_TRPO}"),
+    "maml-adam": preset(
+        GradientInner, AdamOuter, "MAML with an Adam meta-update.", f"{_MAML}; Kingma and Ba (2015), arXiv:1412.6980"
+    ),
+    "maml-sgd": preset(GradientInner, SgdOuter, "MAML with plain meta-gradient descent.", _MAML),
+    "fomaml-trpo": preset(GradientInner, TrpoOuter, "First-order MAML, trust region.", _FOMAML, _FIRST),
+    "fomaml-adam": preset(GradientInner, AdamOuter, "First-order MAML, Adam.", _FOMAML, _FIRST),
+    "meta-sgd-trpo": preset(
+        GradientInner, TrpoOuter, "A learned rate for every weight, trust region.", _META_SGD, _WEIGHT
+    ),
+    "meta-sgd-adam": preset(GradientInner, AdamOuter, "A learned rate for every weight, Adam.", _META_SGD, _WEIGHT),
+    "anil-trpo": preset(GradientInner, TrpoOuter, "Only the last layer adapts, trust region.", _ANIL, _HEAD),
+    "anil-adam": preset(GradientInner, AdamOuter, "Only the last layer adapts, Adam.", _ANIL, _HEAD),
+    "cavia-trpo": preset(ContextInner, TrpoOuter, "Only a few added inputs adapt, trust region.", _CAVIA, inner_lr=1.0),
+    "cavia-adam": preset(ContextInner, AdamOuter, "Only a few added inputs adapt, Adam.", _CAVIA, inner_lr=1.0),
+    "imaml-trpo": preset(
+        ProximalInner, TrpoOuter, "A regularised optimum, differentiated implicitly; trust region.", _IMAML
+    ),
+    "imaml-adam": preset(ProximalInner, AdamOuter, "A regularised optimum, differentiated implicitly; Adam.", _IMAML),
+    "reptile": preset(
+        GradientInner,
+        ReptileOuter,
+        "Toward the mean of the adapted parameters, without a meta-gradient.",
+        "Nichol, Achiam and Schulman (2018), arXiv:1803.02999",
+        inner_steps=5,
+    ),
+}
 
 
 def names() -> list[str]:

@@ -91,8 +91,16 @@ class MetaLearner:
             )
 
     def init(self, seed: int = 0) -> MetaState:
-        """Return the state before the first iteration."""
+        """Return the state before the first iteration.
+
+        Raises:
+            SettingsError: if the inner rule does not fit the model.
+        """
         meta = self.domain.init(torch.Generator().manual_seed(seed))
+        try:
+            meta = {**meta, **self.inner.init(meta)}
+        except ValueError as error:
+            raise SettingsError(f"{type(self.inner).__name__} does not fit the model: {error}") from error
         return MetaState(meta, self.outer.init(meta), iteration=0, env_steps=0, seed=seed)
 
     def iteration(self, state: MetaState) -> tuple[MetaState, Mapping[str, float]]:
@@ -146,15 +154,16 @@ class MetaLearner:
         for step in range(steps):
             supports.append(self.domain.collect(params, tasks, (*seed, step), "support"))
             started = time.perf_counter()
-            params = self.adapt(params, supports[-1].data)
+            params = self.adapt(params, supports[-1].data, step)
             seconds += time.perf_counter() - started
         return Trail(supports, self.domain.collect(params, tasks, (*seed, steps), "query"), params, seconds)
 
-    def adapt(self, params: Params, support: Any) -> Params:
-        """Apply the inner rule once to parameters (M, ...), chunk by chunk, without a graph."""
+    def adapt(self, params: Params, support: Any, step: int = 0) -> Params:
+        """Apply the inner rule once to parameters (M, ...), chunk by chunk, without a graph; ``step`` counts from 0."""
         workers = self.domain.workers
         cuts = chunks(support.num_tasks, support.num_samples, workers.device, self.chunk_tasks)
-        return stack_rows(workers.map(lambda cut: detach(self.inner(rows(params, cut), support.rows(cut))), cuts))
+        parts = workers.map(lambda cut: detach(self.inner(rows(params, cut), support.rows(cut), step)), cuts)
+        return stack_rows(parts)
 
 
 def _successes(samples: Mapping[str, Sample]) -> dict[str, float]:

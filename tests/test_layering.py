@@ -38,7 +38,7 @@ LAYERS |= {
     "learner": (_BELOW, {"torch"}),
     "run": ({*_BELOW, "learner"}, _RUN),
     "analysis": ({*_BELOW, "learner", "run"}, _ANALYSIS),
-    "testing": ({*_BELOW, "learner"}, {"torch", "numpy"}),
+    "testing": ({*_BELOW, "learner"}, {"torch", "numpy", "safetensors"}),
     "train": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "evaluate": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
 }

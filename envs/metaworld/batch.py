@@ -99,7 +99,7 @@ class MetaWorldBatch:
             if self._renderer is not None:
                 self._renderer[1].close()
             self._renderer = (env, mujoco.Renderer(self._envs[env].model, height, width))
-        self._renderer[1].update_scene(self._envs[env].data, camera="corner3")
+        self._renderer[1].update_scene(self._envs[env].data, camera="corner2")
         return self._renderer[1].render()
 
     def _looked_up(self, tasks: Tasks) -> tuple[list[str], list[Any]]:

@@ -153,7 +153,7 @@ class Agent:
             batch, score = _collect(learner.domain, task, params, (seed, TEST, step))
             scores.append(score)
             if step < len(sizes):
-                params = rated[step].adapt(params, batch)
+                params = rated[step].adapt(params, batch, step)
         seen = tuple(sum(sizes[:step]) for step in range(len(scores)))
         policy = AdaptedPolicy(domain.policy, params, spec, context, seed)
         return policy, Curve(tuple(range(len(scores))), seen, np.array(scores)[:, None])

@@ -96,7 +96,7 @@ def with_rate(learner: MetaLearner, lr: float) -> MetaLearner:
     Raises:
         SettingsError: if the inner rule has no single step size.
     """
-    if not isinstance(learner.inner, GradientStep):
+    if not isinstance(learner.inner, GradientStep):  # a solver's step size changes how it gets there, not where
         raise SettingsError(f"inner_lr does not apply to the inner rule {type(learner.inner).__name__}")
     return dataclasses.replace(learner, inner=dataclasses.replace(learner.inner, lr=lr))
 
@@ -138,7 +138,7 @@ def adapt(updates: Sequence[MetaLearner], meta: Params, tasks: Tasks, seed: Seed
     for step, learner in enumerate(updates):
         sample = learner.domain.collect(params, tasks, (*seed, step), "support")
         scores.append(Score.of(sample))
-        params = learner.adapt(params, sample.data)
+        params = learner.adapt(params, sample.data, step)
     return params, scores
 
 

@@ -90,8 +90,8 @@ class Outcome(NamedTuple):
 
 def adapt(rule: InnerRule[Any], params: Params, supports: Sequence[Any]) -> Params:
     """Apply the inner rule once per support set, for all M tasks at once: theta_i' = U_k(... U_1(theta_i))."""
-    for support in supports:
-        params = rule(params, support)
+    for step, support in enumerate(supports):
+        params = rule(params, support, step)
     return params
 
 
@@ -137,6 +137,16 @@ class Objective:
 
         parts = self._map(part, self._chunks())
         return self._mean([terms for terms, _ in parts]), self._average([gradients for _, gradients in parts])
+
+    def adapted(self, meta: Params) -> Params:
+        """Return the mean over tasks of the adapted parameters, in the shapes of ``meta``; for rules without a meta-gradient."""
+
+        def part(tasks: slice) -> Params:
+            supports = [support.rows(tasks) for support in self.supports]
+            final = adapt(self.rule, expand(detach(meta), self.query.rows(tasks).num_tasks), supports)
+            return {name: value.sum(0) for name, value in final.items()}
+
+        return self._average(self._map(part, self._chunks()))
 
     def fisher(self, meta: Params, fraction: float = 1.0) -> Callable[[Params], Params]:
         r"""Return v -> mean over tasks of $J_i^T F_i J_i v$, the Hessian of the mean KL(old||new) at ``meta``.

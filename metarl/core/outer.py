@@ -293,6 +293,43 @@ class SGD:
         return Update(stepped, state, metrics | counters | clock.laps)
 
 
+@dataclass(frozen=True)
+class Reptile:
+    r"""Move toward the mean of the adapted parameters; no meta-gradient.
+
+    $$ \theta \leftarrow \theta + \epsilon\, \Bigl(\tfrac1M \sum_i U_k(\theta)_i - \theta\Bigr) $$
+
+    It learns to adapt only over several inner steps: with one, it follows the gradient of the mean loss. The query set
+    tells the loss that is logged, nothing more. Adapted parameters that are not finite reject the step.
+
+    Attributes:
+        lr: epsilon, 1 for the mean itself.
+
+    Reference: Nichol, Achiam and Schulman (2018), arXiv:1803.02999, algorithm 2.
+    """
+
+    lr: float = 1.0
+
+    needs_geometry: ClassVar[bool] = False
+
+    def init(self, meta: Params) -> State:
+        """Return zero counters."""
+        return _no_rejections()
+
+    def step(self, meta: Params, objective: Objective, state: State) -> Update:
+        """Take one step."""
+        clock = _Clock()
+        adapted, before = objective.adapted(meta), objective.value(meta)
+        clock.lap("seconds_meta_gradient")
+        way = {name: adapted[name] - value for name, value in meta.items()}
+        if not is_finite(way):
+            return _skip(meta, state, before, clock)
+        state, counters = _rejections(state, False, "")
+        metrics = {"loss": before.loss, "step_norm": self.lr * float(ravel(way).norm())}
+        stepped = {name: value + self.lr * way[name] for name, value in meta.items()}
+        return Update(stepped, state, metrics | counters | clock.laps)
+
+
 def _skip(meta: Params, state: State, before: Outcome, clock: _Clock) -> Update:
     state, counters = _rejections(state, True, "the meta-gradient is not finite")
     return Update(meta, state, {"loss": before.loss, "gradient_norm": math.nan} | counters | clock.laps)

@@ -15,7 +15,7 @@ from metarl.domain import Domain
 from metarl.families import Choices, FamilyError, RLSpec, ShotSpec
 from metarl.fewshot import ShotDomain
 from metarl.learner import MetaLearner
-from metarl.nets import MLP
+from metarl.nets import MLP, ContextNet, Net
 from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain
 from metarl.run.config import RunConfig, RunSettings, resolve
 from metarl.settings import SettingsError
@@ -48,7 +48,8 @@ def build_learner(config: RunConfig) -> MetaLearner:
     run = config.run
     domain = _domain(config, Workers(run.threads or cores(), device(run.device)))
     algorithm = algorithms.make(config.algo, **config.algo_settings)
-    inner, outer = algorithm.rules(domain.inner_loss, run.inner_lr)
+    names = list(domain.init(torch.Generator().manual_seed(run.seed)))
+    inner, outer = algorithm.rules(domain.inner_loss, run.inner_lr, names)
     return MetaLearner(domain, inner, outer, run.inner_steps, run.meta_batch_size, run.chunk_tasks)
 
 
@@ -73,7 +74,7 @@ def cores() -> int:
 
 
 def _domain(config: RunConfig, workers: Workers) -> Domain:
-    run = config.run
+    run, context = config.run, config.algo_settings.get("context_size", 0)
     family = families.make(config.env, **config.env_settings)
     try:
         spec = family.spec
@@ -86,7 +87,7 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     if isinstance(spec, RLSpec):
         return RLDomain(
             family,
-            _policy(spec, run),
+            _policy(spec, run, context),
             episodes=run.episodes_per_task,
             gamma=run.gamma,
             gae_lambda=run.gae_lambda,
@@ -94,19 +95,22 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             bootstrap=run.bootstrap,
             workers=workers,
         )
-    inputs = math.prod(spec.input_shape)
-    return ShotDomain(family, MLP((inputs, *run.hidden_sizes, spec.target_size), run.activation), workers)
+    return ShotDomain(family, _net(math.prod(spec.input_shape), spec.target_size, run, context), workers)
 
 
-def _policy(spec: RLSpec, run: RunSettings) -> Policy:
+def _policy(spec: RLSpec, run: RunSettings, context: int) -> Policy:
     inputs, choices = spec.observation_size + (len(spec.parameters) if spec.oracle else 0), spec.choices
     if choices is None:
-        net = MLP((inputs, *run.hidden_sizes, spec.action_size), run.activation)
-        return GaussianPolicy(net, spec.action_size, run.init_std)
+        return GaussianPolicy(_net(inputs, spec.action_size, run, context), spec.action_size, run.init_std)
     outputs = sum(choices.counts)
     # behind the mask an oracle's observation has the task
     mask_at = spec.observation_size - outputs if choices.masked else None
-    return CategoricalPolicy(MLP((inputs, *run.hidden_sizes, outputs), run.activation), choices.counts, mask_at)
+    return CategoricalPolicy(_net(inputs, outputs, run, context), choices.counts, mask_at)
+
+
+def _net(inputs: int, outputs: int, run: RunSettings, context: int) -> Net:
+    net = MLP((inputs + context, *run.hidden_sizes, outputs), run.activation)
+    return ContextNet(net, context) if context else net
 
 
 def _fault(spec: object) -> str:

@@ -1,7 +1,7 @@
 """The settings of a run: their schema, how they are completed, and ``config.yaml``.
 
-Precedence: what the user gives > the family's recommendation > the algorithm's > the defaults below. Importing this
-module imports neither torch nor mujoco.
+Precedence: what the user gives > the family's recommendation > the algorithm's > the defaults below; with another
+algorithm than the family recommends, the algorithm's > the family's. Importing this module imports neither torch nor mujoco.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def algorithm_of(env: str, algo: str | None = None) -> str:
 def layers(env: str, algo: str) -> list[Tree]:
     """Return what holds where the user says nothing, lowest precedence first: global, the algorithm's, the family's.
 
+    A family's settings are chosen with the algorithm that it recommends. With another one they come before that algorithm's.
+
     Args:
         env: family name.
         algo: algorithm name.
@@ -97,15 +99,19 @@ def layers(env: str, algo: str) -> list[Tree]:
     prefers = dict(getattr(family, "recommended", {}))
     # settings of an algorithm suit that algorithm only; another one may use the same name for something else
     tuned = {key: prefers.pop(key) for key in list(prefers) if key.startswith("algo.")}
-    tuned = tuned if algo == prefers.pop("algo", "maml-trpo") else {}
+    own = algo == prefers.pop("algo", "maml-trpo")
+    tuned = tuned if own else {}
     try:
         rules = check(algorithm, {key.removeprefix("algo."): value for key, value in tuned.items()}, "algo.")
         chosen = check(RunSettings, prefers)
     except SettingsError as error:
         raise SettingsError(f"Task family '{env}' recommends what is no legal setting: {error}") from error
+    prefers = dict(getattr(algorithm, "recommended", {}))
+    if not own:
+        chosen = {key: value for key, value in chosen.items() if key not in prefers}
     return [
         _defaults(RunSettings, ""),
-        {**dict(getattr(algorithm, "recommended", {})), "algo": _defaults(algorithm, "algo.")},
+        {**prefers, "algo": _defaults(algorithm, "algo.")},
         {**chosen, "env": _defaults(family, "env."), "algo": rules},
     ]
 

@@ -8,15 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 
 from metarl import families
-from metarl.core import GradientStep
-from metarl.core.inner import TaskLoss
-from metarl.core.params import Params
 from metarl.families import RLSpec, Shots, ShotSpec, Step, TaskParameter, Tasks, split_uniform
 from metarl.settings import SettingsError
-from metarl.testing import check_family, check_meta_gradient
+from metarl.testing import check_family
 
 # families of two tasks, which every split must have
 TWO_TASKS = {"ant-dir", "ant-dir-maml", "halfcheetah-dir", "halfcheetah-dir-maml"}
@@ -230,64 +226,6 @@ def test_few_tasks_and_rounding_can_be_allowed():
 def test_a_check_names_a_registered_family_by_its_name():
     with pytest.raises(families.SettingsError, match="halfcheetah-vel"):
         check_family("halfcheeta-vel")
-
-
-# -- inner rules with a flaw -------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Flawed:
-    """One gradient step with a flaw, or with learned step sizes."""
-
-    loss: TaskLoss
-    flaw: str
-
-    def __call__(self, params: Params, support: object) -> Params:
-        create = any(v.requires_grad for v in params.values()) and self.flaw != "first order"
-        with torch.enable_grad():
-            start = params if create else {n: v.detach().requires_grad_() for n, v in params.items()}
-            losses = self.loss(start, support)
-            loss = losses.mean() if self.flaw == "mean over tasks" else losses.sum()
-            gradients = torch.autograd.grad(
-                loss, list(start.values()), create_graph=create or self.flaw == "graph", allow_unused=True
-            )
-        gradients = [torch.zeros_like(v) if g is None else g for v, g in zip(params.values(), gradients, strict=True)]
-        result = {}
-        for (name, value), g in zip(params.items(), gradients, strict=True):
-            if self.flaw == "detached gradient" and name == "0.weight":
-                g = g.detach()
-            elif self.flaw == "mixes tasks":
-                g = g + 0.1 * g.mean(0)
-            rate = params["rates"].unsqueeze(-1) if self.flaw == "meta-sgd" and name == "1.bias" else 0.1
-            result[name] = value - rate * g
-        if self.flaw == "drops":
-            del result["1.bias"]
-        return result
-
-
-FLAWED_RULES = {
-    "drops": "keep names and shapes",
-    "mean over tasks": "alike alone and in a meta-batch",
-    "mixes tasks": "alike alone and in a meta-batch",
-    "graph": "no graph is built",
-    "detached gradient": "is the slope of the outer loss",
-    "first order": "is the slope of the outer loss",
-}
-
-
-@pytest.mark.parametrize(("flaw", "rule"), FLAWED_RULES.items(), ids=FLAWED_RULES)
-def test_a_flawed_inner_rule_is_caught(flaw, rule):
-    """With the flaws of the field: the inner learning rate divided by the meta-batch, derivatives lost half-way."""
-    with pytest.raises(AssertionError, match=rule):
-        check_meta_gradient(lambda loss: Flawed(loss, flaw))
-
-
-def test_sound_rules_pass_first_order_when_declared_and_learned_step_sizes():
-    check_meta_gradient(lambda loss: GradientStep(loss, 0.1))
-    check_meta_gradient(lambda loss: Flawed(loss, ""), inner_steps=(1, 2))
-    check_meta_gradient(lambda loss: GradientStep(loss, 0.1, first_order=True), exact=False)
-    rates = {"rates": torch.tensor(0.3, dtype=torch.float64)}
-    check_meta_gradient(lambda loss: Flawed(loss, "meta-sgd"), extra=rates)
 
 
 def test_a_notebooks_cell_may_run_twice():

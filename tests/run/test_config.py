@@ -75,8 +75,10 @@ def _python(argv: list[str]) -> RunConfig:
         # command line > family (0.2) > algorithm (0.3) > default (0.1)
         (["env=toy", "inner_lr=0.7"], "run.inner_lr", 0.7),
         (["env=toy"], "run.inner_lr", 0.2),
-        (["env=sinusoid", "algo=toy"], "run.inner_lr", 0.01),
-        (["env=halfcheetah-vel", "algo=toy"], "run.gamma", 0.99),
+        # ... but an algorithm that the family does not recommend > family
+        (["env=sinusoid", "algo=toy"], "run.inner_lr", 0.3),
+        (["env=halfcheetah-vel", "algo=toy"], "run.gamma", 0.5),
+        (["env=halfcheetah-vel", "algo=toy"], "run.meta_batch_size", 40),
         (["env=toy"], "run.gamma", 0.5),
         (["env=toy", "gamma=0.9"], "run.gamma", 0.9),
         (["env=toy", "algo=maml-sgd"], "run.gamma", 0.99),
@@ -280,7 +282,22 @@ def test_other_yaml_is_refused(text: str) -> None:
         (["env.limit=0"], ["env.limit"]),
         (["algo.rate=1", "env.size=4"], ["env.size", "algo.rate"]),
         # the algorithm's name, the run settings that it recommends, its own settings against the other's
-        (["algo=maml-sgd"], ["algo", "algo.rate", "algo.depth", "algo.lr", "algo.first_order", "run.gamma"]),
+        (
+            ["algo=reptile"],
+            [
+                "algo",
+                *(
+                    "algo.rate",
+                    "algo.depth",
+                    "algo.first_order",
+                    "algo.adapt",
+                    "algo.rates",
+                    "algo.rates_steps",
+                    "algo.lr",
+                ),
+                *("run.inner_steps", "run.gamma", "run.eval_steps"),
+            ],
+        ),
     ],
 )
 def test_difference(changed: list[str], wanted: list[str]) -> None:

@@ -1,37 +1,22 @@
-"""Conformance kit: the rules that families and inner rules keep, as checks for one's own.
-
-A broken rule raises an ``AssertionError`` that says whose, and which.
-
-Example:
-    >>> from metarl.core import GradientStep
-    >>> check_family("sinusoid")
-    >>> check_meta_gradient(lambda loss: GradientStep(loss, lr=0.1))
-"""
+"""The rules that families keep."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from metarl import families
-from metarl.core import InnerRule, Params, adapt
-from metarl.core.inner import TaskLoss
-from metarl.core.params import expand, leaf, ravel, unravel
 from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
-from metarl.nets import MLP
+from metarl.testing._asserting import require
 
 # Simulations, steps and tasks of one check: enough to tell apart, few enough for a slow simulator.
 _ENVS, _STEPS, _TASKS = 4, 25, 200
 # Episodes in which a task may show: a reward may be rare, and a bandit's single pull may pay alike in all tasks.
 _TRIALS = 50
 _BLIND = ("a task changes observations or rewards", "extreme tasks look the same")
-_Points = tuple[Tensor, Tensor]  # regression data (M, N, ...)
 
 
 def check_family(family: str | RLFamily | ShotFamily, *, disjoint: bool = True, tolerance: float = 0.0) -> None:
@@ -49,7 +34,7 @@ def check_family(family: str | RLFamily | ShotFamily, *, disjoint: bool = True, 
     """
     made: Any = families.make(family) if isinstance(family, str) else family
     try:
-        _require(isinstance(made.recommended, Mapping), "recommended settings are a mapping")
+        require(isinstance(made.recommended, Mapping), "recommended settings are a mapping")
         _check_spec(made.spec)
         _check_tasks(made, disjoint)
         if isinstance(made.spec, RLSpec):
@@ -61,85 +46,11 @@ def check_family(family: str | RLFamily | ShotFamily, *, disjoint: bool = True, 
         raise AssertionError(f"Family {name} breaks a rule: {error}") from None
 
 
-def check_meta_gradient(
-    make_rule: Callable[[TaskLoss[Any]], InnerRule[Any]],
-    *,
-    extra: Params | None = None,
-    inner_steps: Sequence[int] = (1, 3),
-    exact: bool = True,
-) -> None:
-    """Hold an inner rule to its contract (:class:`~metarl.core.InnerRule`) on a small float64 regression.
-
-    The rule is pure and keeps tasks apart, its batched meta-gradient is that of a loop over tasks and (``exact``) the
-    slope of the objective by central differences.
-
-    Args:
-        make_rule: makes the rule from the support loss (params (M, ...), support) -> (M,).
-        extra: meta-parameters of the rule's own, float64, such as learned step sizes.
-        inner_steps: how often the rule is applied; every number is checked.
-        exact: False for rules that leave out derivatives on purpose (first order).
-
-    Raises:
-        AssertionError: on the first broken rule.
-    """
-    random = torch.Generator().manual_seed(0)
-    normal = functools.partial(torch.randn, generator=random, dtype=torch.float64)
-    net = MLP((2, 3, 1))
-    own = {n: v.double() + 0.1 * normal(v.shape) for n, v in net.init(random).items()}
-
-    def loss(params: Params, data: _Points) -> Tensor:
-        return (net({n: params[n] for n in own}, data[0]) - data[1]).square().mean((1, 2))
-
-    for steps in inner_steps:
-        data = [(normal(3, 5, 2), normal(3, 5, 1)) for _ in range(steps + 1)]
-        _check_rule(make_rule(loss), loss, own | (extra or {}), data, exact)
-
-
-def _check_rule(rule: InnerRule[Any], loss: TaskLoss[Any], meta: Params, data: list[_Points], exact: bool) -> None:
-    def adapted(theta: Params, tasks: slice) -> Params:
-        supports = [(x[tasks], y[tasks]) for x, y in data[:-1]]
-        return adapt(rule, expand(theta, len(data[0][0][tasks])), supports)
-
-    def total(theta: Params, tasks: slice) -> Tensor:
-        return loss(adapted(theta, tasks), (data[-1][0][tasks], data[-1][1][tasks])).sum()
-
-    def gradient(tasks: slice) -> Tensor:
-        theta = leaf(meta)
-        parts = torch.autograd.grad(total(theta, tasks), list(theta.values()), materialize_grads=True)
-        return ravel(dict(zip(theta, parts, strict=True)))
-
-    every, single = slice(0, 3), [slice(i, i + 1) for i in range(3)]
-    together = adapted(meta, every)
-    shapes, wanted = ({n: v.shape for n, v in p.items()} for p in (together, expand(meta, 3)))
-    _require(shapes == wanted, "adapted parameters keep names and shapes", f"{shapes} instead of {wanted}")
-    _require(not any(v.requires_grad for v in together.values()), "no graph is built that nobody asked for")
-    for i, one in enumerate(single):
-        row = ravel({n: v[i] for n, v in together.items()})
-        _close(row, ravel(adapted(meta, one)), 1e-9, "a task adapts alike alone and in a meta-batch")
-    whole = gradient(every)
-    _close(whole, torch.stack([gradient(one) for one in single]).sum(0), 1e-9, "meta-gradients of tasks add up")
-    if exact:
-        shifts = 1e-5 * torch.eye(len(whole), dtype=torch.float64)
-        ends = [[total(unravel(ravel(meta) + sign * row, meta), every) for row in shifts] for sign in (1, -1)]
-        slope = (torch.stack(ends[0]) - torch.stack(ends[1])) / 2e-5
-        _close(whole, slope, 1e-5, f"the meta-gradient through {len(data) - 1} steps is the slope of the outer loss")
-
-
-def _require(holds: object, rule: str, detail: str = "") -> None:
-    if not holds:
-        raise AssertionError(f"{rule}; {detail}" if detail else rule)
-
-
-def _close(actual: Tensor, expected: Tensor, relative: float, rule: str) -> None:
-    gap = float((actual - expected).norm() / (expected.norm() + 1e-12))
-    _require(gap <= relative, rule, f"relative difference {gap:.2g}")
-
-
 def _array(what: str, value: Any, shape: tuple[int, ...], dtype: Any, rows: Any = ...) -> None:
-    _require(isinstance(value, np.ndarray), f"{what} are a NumPy array", f"found {type(value).__name__}")
-    _require(value.shape == shape, f"{what} have shape {shape}", f"found {value.shape}")
-    _require(value.dtype == dtype, f"{what} are {np.dtype(dtype).name}", f"found {value.dtype}")
-    _require(np.isfinite(value[rows]).all(), f"{what} are finite")
+    require(isinstance(value, np.ndarray), f"{what} are a NumPy array", f"found {type(value).__name__}")
+    require(value.shape == shape, f"{what} have shape {shape}", f"found {value.shape}")
+    require(value.dtype == dtype, f"{what} are {np.dtype(dtype).name}", f"found {value.dtype}")
+    require(np.isfinite(value[rows]).all(), f"{what} are finite")
 
 
 def _gap(a: Iterable[Any], b: Iterable[Any]) -> float:
@@ -149,23 +60,23 @@ def _gap(a: Iterable[Any], b: Iterable[Any]) -> float:
 
 
 def _check_spec(spec: Any) -> None:
-    _require(isinstance(spec, RLSpec | ShotSpec), "spec is an RLSpec or a ShotSpec", f"found {type(spec).__name__}")
+    require(isinstance(spec, RLSpec | ShotSpec), "spec is an RLSpec or a ShotSpec", f"found {type(spec).__name__}")
     names = [p.name for p in spec.parameters]
-    _require(names and len(set(names)) == len(names), "a task has parameters, with different names", str(names))
+    require(names and len(set(names)) == len(names), "a task has parameters, with different names", str(names))
     for p in spec.parameters:
-        _require(np.isfinite([p.low, p.high]).all() and p.low <= p.high, "task parameters have a finite range", str(p))
+        require(np.isfinite([p.low, p.high]).all() and p.low <= p.high, "task parameters have a finite range", str(p))
     if isinstance(spec, RLSpec):
         sizes: tuple[int, ...] = (spec.observation_size, spec.action_size, spec.horizon)
         if spec.choices is None:
-            _require(spec.action_low < spec.action_high, "action_low is smaller than action_high", str(spec))
+            require(spec.action_low < spec.action_high, "action_low is smaller than action_high", str(spec))
         else:
             sizes += spec.choices.counts
-            _require(len(spec.choices.counts) == spec.action_size, "action_size is the number of choices", str(spec))
-        _require(spec.control_step >= 0, "control_step is 0 or a number of seconds", str(spec))
+            require(len(spec.choices.counts) == spec.action_size, "action_size is the number of choices", str(spec))
+        require(spec.control_step >= 0, "control_step is 0 or a number of seconds", str(spec))
     else:
         sizes = (*spec.input_shape, spec.target_size)
-        _require(str(spec.loss) in ("mse", "cross_entropy"), "loss is mse or cross_entropy", spec.loss)
-    _require(min(sizes) >= 1, "sizes and horizon are at least 1", str(spec))
+        require(str(spec.loss) in ("mse", "cross_entropy"), "loss is mse or cross_entropy", spec.loss)
+    require(min(sizes) >= 1, "sizes and horizon are at least 1", str(spec))
 
 
 def _check_tasks(family: Any, disjoint: bool) -> None:
@@ -174,19 +85,19 @@ def _check_tasks(family: Any, disjoint: bool) -> None:
     known: dict[tuple[float, ...], str] = {}
     for split in SPLITS:
         tasks = family.sample_tasks(_TASKS, split, 0)
-        _require(isinstance(tasks, Tasks) and len(tasks) == _TASKS, "sample_tasks returns as many Tasks as asked for")
-        _require(tasks.names == tuple(p.name for p in parameters), "tasks have the spec's parameters", str(tasks.names))
+        require(isinstance(tasks, Tasks) and len(tasks) == _TASKS, "sample_tasks returns as many Tasks as asked for")
+        require(tasks.names == tuple(p.name for p in parameters), "tasks have the spec's parameters", str(tasks.names))
         inside = (tasks.values >= low - 1e-9) & (tasks.values <= high + 1e-9)
-        _require(inside.all(), "task values lie in the spec's range", split)
-        _require(family.sample_tasks(_TASKS, split, 0) == tasks, "the same arguments draw the same tasks", split)
+        require(inside.all(), "task values lie in the spec's range", split)
+        require(family.sample_tasks(_TASKS, split, 0) == tasks, "the same arguments draw the same tasks", split)
         few = family.sample_tasks(3, split, 0)
-        _require(few == tasks.rows(slice(3)), "a task does not depend on how many are drawn", split)
+        require(few == tasks.rows(slice(3)), "a task does not depend on how many are drawn", split)
         other = family.sample_tasks(_TASKS, split, (0, 1)) != family.sample_tasks(_TASKS, split, (0, 2))
-        _require(other or not disjoint, "another seed draws other tasks", split)
-        _require(Tasks.from_json(json.loads(json.dumps(tasks.to_json()))) == tasks, "tasks survive JSON", split)
+        require(other or not disjoint, "another seed draws other tasks", split)
+        require(Tasks.from_json(json.loads(json.dumps(tasks.to_json()))) == tasks, "tasks survive JSON", split)
         for row in set(map(tuple, tasks.values.tolist())):
             clash = f"{split} and {known.get(row)} share {row}"
-            _require(known.setdefault(row, split) == split or not disjoint, "splits share no task", clash)
+            require(known.setdefault(row, split) == split or not disjoint, "splits share no task", clash)
 
 
 def _extremes(family: Any) -> tuple[Tasks, np.ndarray]:
@@ -206,8 +117,8 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
         passed = _legal(spec, copies[-4 if len(copies) > 1 else 0], action, alive)
         action = passed.copy()
         step = env.step(passed)
-        _require(np.array_equal(passed, action), "step leaves the caller's actions alone")
-        _require(len(step) == 4, "step returns observations, rewards, terminated, truncated", f"found {len(step)}")
+        require(np.array_equal(passed, action), "step leaves the caller's actions alone")
+        require(len(step) == 4, "step returns observations, rewards, terminated, truncated", f"found {len(step)}")
         # finished simulations are stepped on and ignored, NaN included
         _array("observations", step[0], (count, spec.observation_size), np.float32, alive)
         _array("rewards", step[1], (count,), np.float32, alive)
@@ -220,7 +131,7 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
         masked += [np.where(alive.reshape(count, *[1] * (x.ndim - 1)), x, 0) for x in step]
         alive = alive & ~(step[2] | step[3])
     kept = all(np.array_equal(x, y, equal_nan=True) for x, y in zip(given, copies, strict=True))
-    _require(kept, "returned arrays are the caller's: later steps leave them alone")
+    require(kept, "returned arrays are the caller's: later steps leave them alone")
     return masked
 
 
@@ -232,8 +143,8 @@ def _legal(spec: RLSpec, observations: np.ndarray, actions: np.ndarray, alive: n
     first = spec.observation_size - sum(spec.choices.counts)
     for component, count in enumerate(spec.choices.counts):
         mask = observations[alive, first : first + count]
-        _require(np.isin(mask, (0, 1)).all(), "an action mask is made of 0 and 1")
-        _require(mask.any(axis=1).all(), "a choice of every component is legal", f"none of component {component}")
+        require(np.isin(mask, (0, 1)).all(), "an action mask is made of 0 and 1")
+        require(mask.any(axis=1).all(), "a choice of every component is legal", f"none of component {component}")
         order = (played[alive, component, None] + np.arange(count)) % count
         hit = np.take_along_axis(mask, order, axis=1).argmax(axis=1)
         played[alive, component] = order[np.arange(len(order)), hit]
@@ -258,19 +169,19 @@ def _check_rl(family: Any, tolerance: float) -> None:
     env = family.batch(_ENVS, 1)
     whole = _episode(env, spec, tasks, seeds, actions)
     gap = _gap(whole, _episode(env, spec, tasks, seeds, actions))
-    _require(gap == 0, "a reset with the same tasks and seeds gives the same episode", f"differs by {gap:g}")
+    require(gap == 0, "a reset with the same tasks and seeds gives the same episode", f"differs by {gap:g}")
     gap = _gap(whole, _episode(family.batch(_ENVS, 2), spec, tasks, seeds, actions))
-    _require(gap <= tolerance, "episodes do not depend on the batch object or its threads", f"differs by {gap:g}")
+    require(gap <= tolerance, "episodes do not depend on the batch object or its threads", f"differs by {gap:g}")
     for i in range(_ENVS):
         row = slice(i, i + 1)
         alone = _episode(family.batch(1, 1), spec, tasks.rows(row), seeds[row], actions[:, row])
         gap = _gap([x[row] for x in whole], alone)
-        _require(gap <= tolerance, "a simulation does not depend on its neighbours", f"number {i} differs by {gap:g}")
+        require(gap <= tolerance, "a simulation does not depend on its neighbours", f"number {i} differs by {gap:g}")
     if spec.choices is None:
         ends = [_actions(spec, scaled) for scaled in (3 * unit, np.clip(3 * unit, -1, 1))]
         gap = _gap(*(_episode(env, spec, tasks, seeds, a) for a in ends))
-        _require(gap == 0, "actions beyond the bounds act like the bounds", f"differs by {gap:g}")
-    _require(any(_tells(env, spec, tasks, trial) for trial in range(_TRIALS)), *_BLIND)
+        require(gap == 0, "actions beyond the bounds act like the bounds", f"differs by {gap:g}")
+    require(any(_tells(env, spec, tasks, trial) for trial in range(_TRIALS)), *_BLIND)
 
 
 def _tells(env: EnvBatch, spec: RLSpec, tasks: Tasks, trial: int) -> bool:
@@ -291,7 +202,7 @@ def _check_shots(family: Any, tolerance: float) -> None:
     def draw(tasks: Tasks, seeds: np.ndarray) -> list[np.ndarray]:
         arrays: list[np.ndarray] = []
         for role, (inputs, targets) in zip(("support", "query"), family.draw(tasks, seeds), strict=True):
-            _require(np.ndim(inputs) > 1, f"{role} inputs lead with tasks and examples", f"shape {np.shape(inputs)}")
+            require(np.ndim(inputs) > 1, f"{role} inputs lead with tasks and examples", f"shape {np.shape(inputs)}")
             lead = (len(tasks), max(1, inputs.shape[1]))
             _array(f"{role} inputs", inputs, (*lead, *spec.input_shape), np.float32)
             if spec.loss == "mse":
@@ -299,19 +210,19 @@ def _check_shots(family: Any, tolerance: float) -> None:
             else:
                 _array(f"{role} targets", targets, lead, np.int64)
                 inside = ((targets >= 0) & (targets < spec.target_size)).all()
-                _require(inside, f"{role} targets are classes 0 to {spec.target_size - 1}")
+                require(inside, f"{role} targets are classes 0 to {spec.target_size - 1}")
             arrays += [inputs, targets]
         return arrays
 
     whole = draw(tasks, seeds)
-    _require(_gap(whole, draw(tasks, seeds)) == 0, "the same tasks and seeds draw the same examples")
+    require(_gap(whole, draw(tasks, seeds)) == 0, "the same tasks and seeds draw the same examples")
     for i in range(_ENVS):
         row = slice(i, i + 1)
         gap = _gap([x[row] for x in whole], draw(tasks.rows(row), seeds[row]))
-        _require(gap <= tolerance, "a task's examples do not depend on other tasks", f"task {i} differs by {gap:g}")
+        require(gap <= tolerance, "a task's examples do not depend on other tasks", f"task {i} differs by {gap:g}")
         known = {x.tobytes() for x in whole[0][i]}
-        _require(not known & {x.tobytes() for x in whole[2][i]}, "support and query share no example", f"task {i}")
-    _require(_gap(whole, draw(tasks, seeds + 100)) > 0, "another seed draws other examples")
+        require(not known & {x.tobytes() for x in whole[2][i]}, "support and query share no example", f"task {i}")
+    require(_gap(whole, draw(tasks, seeds + 100)) > 0, "another seed draws other examples")
     arrays = draw(tasks, seeds[:1].repeat(_ENVS))
     gap = _gap(arrays, [x[:1].repeat(_ENVS, axis=0) for x in arrays])
-    _require(gap > 0, "a task changes its examples", "extreme tasks draw the same")
+    require(gap > 0, "a task changes its examples", "extreme tasks draw the same")

@@ -1,0 +1,98 @@
+"""Algorithms by name: each trains, resumes to the byte and adapts in the way that its name says."""
+
+from __future__ import annotations
+
+import pytest
+import safetensors.torch
+import torch
+
+import metarl
+from metarl import algorithms, train
+from metarl.core.params import expand
+from metarl.settings import SettingsError
+
+SMALL = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[4]", "eval_every=0", "threads=1", "inner_steps=2")
+CASES = [("navigation-2d", name, ("env.horizon=8",)) for name in algorithms.names()]
+CASES += [("sinusoid", name, ()) for name in algorithms.names() if not name.endswith("trpo")]
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The commands set torch's threads for their process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("env", "algo", "more"), CASES, ids=[f"{algo} {env}" for env, algo, _ in CASES])
+def test_an_algorithm_trains_and_goes_on_to_the_byte(tmp_path, capsys, env, algo, more):
+    """Three iterations at once, and two with one after them: learned rates or counters that no checkpoint holds show."""
+
+    def run(directory, iterations):
+        words = [f"env={env}", f"algo={algo}", *more, *SMALL]
+        words += [f"iterations={iterations}", f"run_dir={directory}", "resume=auto"]
+        assert train.main(words) == 0, capsys.readouterr().err
+        checkpoint = directory / "checkpoints" / f"{iterations:08d}"
+        return safetensors.torch.load_file(checkpoint / "tensors.safetensors")
+
+    begun, whole = run(tmp_path / "parts", 2), run(tmp_path / "whole", 3)
+    gone_on = run(tmp_path / "parts", 3)
+    assert list(gone_on) == list(whole)
+    assert all(torch.equal(gone_on[name], whole[name]) for name in whole)
+    assert any(not torch.equal(begun[name], whole[name]) for name in whole if name.startswith("meta/"))
+
+
+ADAPTED = {
+    "maml-adam": {"0.weight", "0.bias", "1.weight", "1.bias"},
+    "anil-adam": {"1.weight", "1.bias"},
+    "cavia-adam": {"context"},
+    "meta-sgd-adam": {"0.weight", "0.bias", "1.weight", "1.bias"},
+}
+
+
+@pytest.mark.parametrize("algo", ADAPTED)
+def test_what_adapts_is_what_the_name_says(algo):
+    """Catches a preset whose inner rule adapts more, or less."""
+    learner = metarl.build("sinusoid", algo, hidden_sizes=(4,), meta_batch_size=3, threads=1)
+    state = learner.init(0)
+    trail = learner.explore(state.meta, learner.domain.sample_tasks(3, "train", (0,)), (0,), 2)
+    given = expand(state.meta, 3)
+    assert {name for name in given if not torch.equal(given[name], trail.params[name])} == ADAPTED[algo]
+
+
+def test_learned_rates_are_learned(tmp_path):
+    """Meta-SGD at the start is MAML with the same rate; afterwards its rates differ from each other."""
+    maml, learned = (
+        metarl.build("sinusoid", algo, hidden_sizes=(4,), meta_batch_size=3, threads=1)
+        for algo in ("maml-adam", "meta-sgd-adam")
+    )
+    states = [maml.init(0), learned.init(0)]
+    assert {n: v.shape for n, v in states[1].meta.items() if n.startswith("rate.")} == {
+        f"rate.0.{n}": v.shape for n, v in states[0].meta.items()
+    }
+    first, second = maml.iteration(states[0])[1], learned.iteration(states[1])[1]
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
+    state = states[1]
+    for _ in range(3):
+        state, _ = learned.iteration(state)
+    assert len(state.meta["rate.0.0.weight"].unique()) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"adapt": ("9.*",)}, r"nothing to adapt: '9\.\*' meets none of 0\.weight"),
+        ({"adapt": ()}, r"algo\.adapt=\[\] adapts nothing"),
+        ({"rates_steps": 2}, r"algo\.rates_steps=2 needs learned rates: algo\.rates=tensor or weight"),
+        ({"rates": "weigth"}, r"algo\.rates=weigth is not one of .* Did you mean 'weight'\?"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings, reason):
+    """One line that names the culprit, before anything is computed."""
+    with pytest.raises(SettingsError, match=reason):
+        metarl.build("sinusoid", "maml-adam", algo_settings=settings, hidden_sizes=(4,)).init(0)
+
+
+def test_a_trust_region_without_a_distribution_is_refused():
+    with pytest.raises(SettingsError, match="needs predictions that are a distribution"):
+        metarl.build("sinusoid", "meta-sgd-trpo")
