@@ -100,7 +100,7 @@ class MetaWorldBatch:
                 self._renderer[1].close()
             self._renderer = (env, mujoco.Renderer(self._envs[env].model, height, width))
         self._renderer[1].update_scene(self._envs[env].data, camera="corner2")
-        return self._renderer[1].render()
+        return self._renderer[1].render()[::-1, ::-1].copy()  # this camera stands on its head
 
     def _looked_up(self, tasks: Tasks) -> tuple[list[str], list[Any]]:
         """Return each task's class and the package's object for it.

@@ -71,7 +71,7 @@ def load(name: str, halves: Halves, seed: int) -> Benchmark:
 def _loaded(name: str, halves: Halves, seed: int) -> Benchmark:
     import metaworld
 
-    _follow_mujoco()
+    follow_mujoco()
     package = metaworld.ML1(halves.train[0], seed=seed) if name == "ML1" else getattr(metaworld, name)(seed=seed)
     verify(name, package, halves)
     goals = collections.defaultdict(list)
@@ -115,7 +115,7 @@ def _require(holds: bool, rule: str) -> None:
         raise FamilyError(f"the installed metaworld mixes up its splits: {rule}; install another version of it")
 
 
-def _follow_mujoco() -> None:
+def follow_mujoco() -> None:
     """Let Meta-World make its simulators with MuJoCo 4, whose constraints are described by one number more.
 
     The package overwrites each weld's data with eleven numbers (anchor, relative pose, torque scale) and fails where there

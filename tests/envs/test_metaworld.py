@@ -29,8 +29,10 @@ REACH = Halves(("reach-v3",), ("reach-v3",))
 
 @pytest.fixture
 def package():
-    """The package itself."""
-    return pytest.importorskip("metaworld", reason="needs the extra metaworld")
+    """The package itself, made to start on MuJoCo 4."""
+    found = pytest.importorskip("metaworld", reason="needs the extra metaworld")
+    benchmarks.follow_mujoco()
+    return found
 
 
 def _made(name="metaworld-ml1", **settings):
