@@ -19,6 +19,11 @@ def keys(seeds: np.ndarray) -> np.ndarray:
     return _mixed(np.asarray(seeds).astype(np.uint64) * np.uint64(_GOLDEN))
 
 
+def later(keys: np.ndarray, counter: int) -> np.ndarray:
+    """Return the streams that begin when these are at ``counter``: there the new ones are where these were at 0."""
+    return keys - np.uint64(counter * _GOLDEN % _WORD)
+
+
 def words(keys: np.ndarray, counter: int) -> np.ndarray:
     """Return 64 random bits of every stream, uint64 (B,); another counter gives others."""
     return _mixed(keys + np.uint64((counter + 1) * _GOLDEN % _WORD))

@@ -134,14 +134,21 @@ class PointBatch:
     def __init__(self, family: Navigation2D | Navigation2DSparse, step_size: float, horizon: int) -> None:
         self._family, self._step_size, self._horizon = family, np.float32(step_size), horizon
         self._goals = self._positions = np.zeros((2, 0), dtype=np.float32)
-        self._time = 0
+        self._elapsed: np.ndarray = np.zeros(0, dtype=np.int64)
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Put every point at the origin; nothing is random."""
         del seeds
-        self._goals, self._time = self._family.goals(tasks), 0
+        self._goals, self._elapsed = self._family.goals(tasks), np.zeros(len(tasks), dtype=np.int64)
         self._positions = np.zeros((len(tasks), 2), dtype=np.float32)
         return self._positions.copy()
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Put some points at the origin, with goals of their own."""
+        del seeds
+        self._goals[:, envs], self._elapsed[envs] = self._family.goals(tasks), 0
+        self._positions[envs] = 0.0
+        return self._positions[envs]
 
     def step(self, actions: np.ndarray) -> Step:
         """Move every point by an action, float32 (B, 2)."""
@@ -150,6 +157,5 @@ class PointBatch:
         self._positions = self._positions + moves  # a new array: the old one is the caller's
         away_x, away_y = self._positions[:, 0] - self._goals[0], self._positions[:, 1] - self._goals[1]
         rewards, terminated = self._family.judge(away_x, away_y)
-        self._time += 1
-        truncated = np.full(len(rewards), self._time >= self._horizon)
-        return Step(self._positions.copy(), rewards, terminated, truncated)
+        self._elapsed += 1
+        return Step(self._positions.copy(), rewards, terminated, self._elapsed >= self._horizon)

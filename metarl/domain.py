@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from metarl.families import Split, Tasks
 
 Seed = Sequence[int]
 Role = Literal["support", "query"]
+Statistics = Mapping[str, Tensor]  # what a domain keeps of the data of all tasks, beside the parameters
 
 
 class Sample(NamedTuple):
@@ -28,6 +30,7 @@ class Sample(NamedTuple):
         scores: the domain's metric of every task, float32 (M,), on the CPU.
         env_steps: environment steps that it took (examples, for supervised tasks).
         metrics: what else is worth logging.
+        statistics: of the data, where the domain keeps any.
         success: fraction of every task's episodes that were a success, float32 (M,), on the CPU; None where nobody judges.
     """
 
@@ -35,6 +38,7 @@ class Sample(NamedTuple):
     scores: Tensor
     env_steps: int
     metrics: dict[str, float]
+    statistics: Statistics = MappingProxyType({})
     success: Tensor | None = None
 
 
@@ -83,4 +87,12 @@ class Domain(Protocol):
 
         All randomness of task i is a function of ``seed`` and i.
         """
+        ...
+
+    def given(self, statistics: Statistics) -> Domain:
+        """Return the same domain with these statistics, which it uses and never changes."""
+        ...
+
+    def learned(self, samples: Sequence[Sample]) -> Statistics:
+        """Return its statistics with those of the samples merged in; of no samples, its own. Empty where it keeps none."""
         ...

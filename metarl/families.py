@@ -88,6 +88,12 @@ class Tasks:
         """Repeat every row ``times`` times in place: task-major rows for M x E episodes."""
         return Tasks(self.names, np.repeat(self.values, times, axis=0))
 
+    def replaced(self, index: np.ndarray, rows: Tasks) -> Tasks:
+        """Return these tasks with others in some rows."""
+        values = self.values.copy()
+        values[index] = rows.values
+        return Tasks(self.names, values)
+
     def to_json(self) -> list[dict[str, float]]:
         """Return one dictionary a task."""
         return [dict(zip(self.names, map(float, row), strict=True)) for row in self.values]
@@ -202,7 +208,11 @@ class Step(NamedTuple):
 
 
 class EnvBatch(Protocol):
-    """B simulations that step together. A task changes only at :meth:`reset`."""
+    """B simulations that step together. A task changes only at :meth:`reset`.
+
+    Two more methods are welcome: ``restart`` starts some simulations anew while the others go on, faster than in batches of
+    their own (:class:`metarl.gym.cohorts.Restartable`), ``render`` draws one (:class:`metarl.gym.environment.Renderable`).
+    """
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start an episode in every simulation.

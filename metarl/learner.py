@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from metarl.core.inner import InnerRule
 from metarl.core.outer import OuterRule, State
 from metarl.core.parallel import chunks
 from metarl.core.params import Params, detach, expand, rows, stack_rows
-from metarl.domain import Domain, Sample, Seed
+from metarl.domain import Domain, Sample, Seed, Statistics
 from metarl.families import Tasks
 from metarl.settings import SettingsError
 
@@ -33,6 +33,7 @@ class MetaState:
         iteration: outer updates done.
         env_steps: environment steps of support and query sets so far.
         seed: the user's seed; all randomness is a function of it, the iteration, the stage and the task.
+        statistics: what the domain has kept of the data so far; empty for most.
     """
 
     meta: Params
@@ -40,6 +41,7 @@ class MetaState:
     iteration: int
     env_steps: int
     seed: int
+    statistics: Statistics = field(default_factory=dict)
 
 
 class Trail(NamedTuple):
@@ -101,7 +103,12 @@ class MetaLearner:
             meta = {**meta, **self.inner.init(meta)}
         except ValueError as error:
             raise SettingsError(f"{type(self.inner).__name__} does not fit the model: {error}") from error
-        return MetaState(meta, self.outer.init(meta), iteration=0, env_steps=0, seed=seed)
+        statistics = self.domain.learned([])
+        return MetaState(meta, self.outer.init(meta), iteration=0, env_steps=0, seed=seed, statistics=statistics)
+
+    def at(self, state: MetaState) -> MetaLearner:
+        """Return the learner whose domain has the statistics of a state, and keeps them whatever it collects."""
+        return dataclasses.replace(self, domain=self.domain.given(state.statistics))
 
     def iteration(self, state: MetaState) -> tuple[MetaState, Mapping[str, float]]:
         """One outer update: sample tasks, collect while adapting, differentiate through it all, step.
@@ -112,7 +119,8 @@ class MetaLearner:
         started = time.perf_counter()
         seed = (state.seed, TRAIN, state.iteration)
         tasks = self.domain.sample_tasks(self.meta_batch_size, "train", seed)
-        trail = self.explore(state.meta, tasks, seed, self.inner_steps)
+        present = self.at(state)
+        trail = present.explore(state.meta, tasks, seed, self.inner_steps)
         objective = Objective(
             rule=self.inner,
             supports=[sample.data for sample in trail.supports],
@@ -138,10 +146,8 @@ class MetaLearner:
         }
         metrics["seconds_adaptation"] = trail.seconds + metrics.pop("seconds_judging", 0.0)
         metrics["seconds_iteration"] = time.perf_counter() - started
-        following = dataclasses.replace(
-            state, meta=meta, outer=outer, iteration=state.iteration + 1, env_steps=env_steps
-        )
-        return following, metrics
+        statistics = present.domain.learned(samples)
+        return MetaState(meta, outer, state.iteration + 1, env_steps, state.seed, statistics), metrics
 
     def explore(self, meta: Params, tasks: Tasks, seed: Seed, steps: int) -> Trail:
         """Collect, adapt, collect, ...: fresh data of every task before each inner step and after the last.

@@ -22,7 +22,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "ids": (set(), {"gymnasium"}),
     "families": ({"settings", "splits", "ids"}, {"numpy"}),
     "listing": ({"settings", "families", "ids"}, set()),
-    "gym": ({"settings", "families"}, {"numpy", "gymnasium"}),
+    "gym": ({"settings", "families"}, {"numpy", "gymnasium", "PIL"}),
     "envs": ({"settings", "families"}, {"numpy", "mujoco", "gymnasium", "metaworld"}),
     "core": (set(), {"torch"}),
     "nets": ({"core"}, {"torch"}),

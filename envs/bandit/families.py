@@ -117,13 +117,24 @@ class BanditBatch:
         self._means: np.ndarray = np.zeros(0)
         self._keys: np.ndarray = np.zeros(0, dtype=np.uint64)
         self._rows: np.ndarray = np.zeros(0, dtype=np.int64)
+        self._ends: np.ndarray = np.zeros(0, dtype=np.int64)
         self._time = 0
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start an episode of every bandit; return observations (B, 1)."""
         self._means, self._keys, self._time = tasks.values.ravel(), counters.keys(seeds), 0
         self._rows = np.arange(0, tasks.values.size, tasks.values.shape[1])  # where each bandit's arms begin
+        self._ends = np.full(len(tasks), self._horizon)
         return np.ones((len(tasks), 1), dtype=np.float32)
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode of some bandits; return observations (k, 1)."""
+        means = self._means.reshape(len(self._rows), -1).copy()  # they are the tasks' own
+        means[envs] = tasks.values
+        self._means = means.ravel()
+        self._keys[envs] = counters.later(counters.keys(seeds), self._time)
+        self._ends[envs] = self._time + self._horizon
+        return np.ones((len(envs), 1), dtype=np.float32)
 
     def step(self, actions: np.ndarray) -> Step:
         """Pull arms int64 (B, 1)."""
@@ -132,7 +143,7 @@ class BanditBatch:
         rewards = self._payout(means, self._keys, self._time)
         self._time += 1
         # the trial's own end, not a time limit: nothing would follow the last pull
-        terminated = np.full(count, self._time >= self._horizon)
+        terminated = self._ends <= self._time
         return Step(np.ones((count, 1), dtype=np.float32), rewards, terminated, np.zeros(count, dtype=bool))
 
 

@@ -122,31 +122,39 @@ class LocomotionBatch:
         self._field(self._tracked)
         self._scaled = [_Factor(self._batch, item) for item in scaled]
         self._tasks = Tasks((), np.zeros((num_envs, 0)))
-        self._elapsed = 0
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._fallen = np.zeros(num_envs, dtype=bool)
         self._renderer: mujoco.Renderer | None = None  # made on first use: training never touches GL
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start every episode as Gymnasium's ``reset(seed=seeds[b])`` does: initial pose plus noise."""
+        self._tasks = tasks
+        self._start(np.arange(len(tasks)), tasks, seeds)
+        return self._observe()
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start some episodes likewise; return their observations (k, O)."""
+        self._tasks = self._tasks.replaced(envs, tasks)
+        self._start(envs, tasks, seeds)
+        return self._observe()[envs]
+
+    def _start(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> None:
         batch, model, start = self._batch, self._batch.model, self._body.start
         for factor in self._scaled:
-            factor.apply(tasks)
+            factor.apply(envs, tasks)
         if self._scaled:
-            batch.set_const()
-        batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+            batch.set_const(envs)
+        batch.reset(envs, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         pose = model.qpos0 if start.pose is None else np.array(start.pose)
-        for row, seed in enumerate(seeds):
+        for row, seed in zip(envs, seeds, strict=True):
             rng = np.random.Generator(np.random.PCG64(int(seed)))
             self._qpos[row] = pose + _noise(rng, start.positions, start.position_scale, model.nq)
             self._qvel[row] = _noise(rng, start.velocities, start.velocity_scale, model.nv)
-        batch.forward()
-        self._fallen[:] = False
+        batch.forward(envs)
+        self._fallen[envs], self._elapsed[envs] = False, 0
         self._refuse_broken()  # here, too, a body that is out of range is reset
         if self._contacts is not None:
-            self._contacts[:] = 0.0  # as Gymnasium, which works them out after steps only
-        self._tasks = tasks
-        self._elapsed = 0
-        return self._observe()
+            self._contacts[envs] = 0.0  # as Gymnasium, which works them out after steps only
 
     def step(self, actions: np.ndarray) -> Step:
         """Scale and clip the actions, hold them for ``frame_skip`` physics steps and reward the outcome."""
@@ -165,13 +173,8 @@ class LocomotionBatch:
         outcome = self._outcome(before, actions)
         rewards = self._reward(self._tasks, outcome)
         self._fallen |= ~outcome.healthy
-        count = len(actions)
-        return Step(
-            self._observe(),
-            rewards.astype(np.float32),
-            ~outcome.healthy,
-            np.full(count, self._elapsed >= self._control.horizon),
-        )
+        truncated = self._elapsed >= self._control.horizon
+        return Step(self._observe(), rewards.astype(np.float32), ~outcome.healthy, truncated)
 
     def render(self, env: int, width: int, height: int) -> np.ndarray:
         """Draw one simulation from its tracking camera, uint8 (height, width, 3)."""
@@ -261,10 +264,10 @@ class _Factor:
         self._base = np.copy(getattr(model, scaled.field)[row])
         self._values = batch.expand(scaled.field)[:, row]
 
-    def apply(self, tasks: Tasks) -> None:
-        """Write the values of B tasks, one a simulation."""
+    def apply(self, envs: np.ndarray, tasks: Tasks) -> None:
+        """Write the values of k tasks, one for each of so many simulations."""
         factors = tasks[self._parameter]
-        self._values[...] = self._base * factors.reshape(-1, *[1] * self._base.ndim)
+        self._values[envs] = self._base * factors.reshape(-1, *[1] * self._base.ndim)
 
 
 def _stage(body: Body, control: Control) -> int:

@@ -100,6 +100,7 @@ class TabularBatch:
         self._cumulated: np.ndarray = np.zeros((0, states))
         self._keys: np.ndarray = np.zeros(0, dtype=np.uint64)
         self._state: np.ndarray = np.zeros(0, dtype=np.int64)
+        self._ends: np.ndarray = np.zeros(0, dtype=np.int64)
         self._time = 0
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
@@ -107,8 +108,21 @@ class TabularBatch:
         means, steps = tables(tasks, self._states)
         self._means, self._cumulated = means.reshape(-1), steps.cumsum(axis=-1).reshape(-1, self._states)
         self._keys, self._time = counters.keys(seeds), 0
-        self._state = np.zeros(len(tasks), dtype=np.int64)
+        self._state, self._ends = np.zeros(len(tasks), dtype=np.int64), np.full(len(tasks), self._horizon)
         return self._observed()
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start some worlds in state 0; return their observations (k, S)."""
+        count, (means, steps) = len(self._state), tables(tasks, self._states)
+        whole = self._means.reshape(count, -1).copy()  # it may be the tasks' own
+        whole[envs] = means.reshape(len(envs), -1)
+        self._means = whole.reshape(-1)
+        self._cumulated.reshape(count, -1, self._states)[envs] = steps.cumsum(axis=-1).reshape(
+            len(envs), -1, self._states
+        )
+        self._keys[envs] = counters.later(counters.keys(seeds), 2 * self._time)
+        self._state[envs], self._ends[envs] = 0, self._time + self._horizon
+        return self._observed()[envs]
 
     def step(self, actions: np.ndarray) -> Step:
         """Take actions int64 (B, 1)."""
@@ -120,8 +134,7 @@ class TabularBatch:
         # the last column is 1 but for rounding, and is not compared
         self._state = (self._cumulated[row, :-1] <= level[:, None]).sum(axis=1)
         self._time += 1
-        truncated = np.full(count, self._time >= self._horizon)
-        return Step(self._observed(), rewards, np.zeros(count, dtype=bool), truncated)
+        return Step(self._observed(), rewards, np.zeros(count, dtype=bool), self._ends <= self._time)
 
     def _observed(self) -> np.ndarray:
         observations = np.zeros((len(self._state), self._states), dtype=np.float32)

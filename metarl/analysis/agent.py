@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from metarl.families import RLSpec, Tasks
 from metarl.gym.environment import one_task
 from metarl.learner import TEST, MetaLearner
 from metarl.rl.domain import RLDomain
+from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import to_device
 from metarl.run.build import build_learner
@@ -41,6 +43,7 @@ class AdaptedPolicy:
         spec: sizes and action range of the family.
         context: what an oracle sees of its task beside the observation, float32 (D,); empty otherwise.
         seed: of the noise of :meth:`act`.
+        normalizer: what standardises both; None where nothing does.
     """
 
     policy: Policy
@@ -48,6 +51,7 @@ class AdaptedPolicy:
     spec: RLSpec
     context: np.ndarray
     seed: int = 0
+    normalizer: Normalizer | None = None
 
     def act(
         self, observation: np.ndarray, deterministic: bool = True, rng: np.random.Generator | None = None
@@ -75,6 +79,7 @@ class AdaptedPolicy:
         device = next(iter(self.params.values())).device
         with torch.no_grad():
             states = to_device(seen, device).unsqueeze(0)
+            states = states if self.normalizer is None else self.normalizer(states)
             if deterministic:
                 actions = self.policy.mode(self.policy.distribution(self.params, states))
             else:
@@ -94,7 +99,7 @@ class Agent:
     """A meta-trained run.
 
     Attributes:
-        learner: its learner.
+        learner: its learner, with the statistics of the checkpoint.
         meta: its meta-parameters.
         config: its settings.
         iteration: meta-updates behind it.
@@ -117,7 +122,7 @@ class Agent:
         Args:
             task: a task of the run's family, ``{"velocity": 1.5}`` or one row of :class:`~metarl.families.Tasks`, or any
                 Gymnasium environment with the same observations and actions, whose episodes are cut at the family's
-                horizon.
+                horizon. A task beyond the ranges of the family is taken, with a warning that names them.
             rollouts: episodes to learn from; one update for every ``episodes_per_task`` of them, at least one.
             seed: of resets and actions.
             inner_lr: step size of each update, the last for all that follow; nothing keeps training's. Fewer rollouts than
@@ -140,8 +145,9 @@ class Agent:
             environment.check_spaces(task, spec)
         else:
             task = one_task(task, spec, self.config.env)
+            _warn_beyond(task, spec)
             bare = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
-            context = domain.observe(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
+            context = domain.told(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
         sizes = parts(rollouts, domain.episodes)
         rates = (inner_lr,) if isinstance(inner_lr, int | float) else tuple(inner_lr)
         if any(not rate > 0 for rate in rates):
@@ -155,7 +161,7 @@ class Agent:
             if step < len(sizes):
                 params = rated[step].adapt(params, batch, step)
         seen = tuple(sum(sizes[:step]) for step in range(len(scores)))
-        policy = AdaptedPolicy(domain.policy, params, spec, context, seed)
+        policy = AdaptedPolicy(domain.policy, params, spec, context, seed, domain.normalizer)
         return policy, Curve(tuple(range(len(scores))), seen, np.array(scores)[:, None])
 
 
@@ -184,7 +190,21 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
         remedy = "use checkpoint=last" if checkpoint == "best" else "wait for the first iteration"
         raise SettingsError(f"{path} has no {checkpoint} checkpoint; {remedy}")
     state, _ = restored(found, learner)
-    return Agent(learner, state.meta, config, state.iteration)
+    return Agent(learner.at(state), state.meta, config, state.iteration)
+
+
+def _warn_beyond(task: Tasks, spec: RLSpec) -> None:
+    """Say so where a task is none that the run can have been trained on; to try one may well be what is wanted."""
+    beyond = []
+    for parameter, value in zip(spec.parameters, task.values[0], strict=True):
+        slack = 1e-9 * (parameter.high - parameter.low)  # of rounding
+        if not parameter.low - slack <= value <= parameter.high + slack:
+            limits = f"[{parameter.low:g}, {parameter.high:g}] {parameter.unit}".rstrip()
+            beyond.append(f"{parameter.name}={value:g} is outside {limits}")
+    if beyond:
+        more = f", and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        message = f"the run was not trained on such a task: {', '.join(beyond[:3])}{more}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _collect(

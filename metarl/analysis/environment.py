@@ -64,7 +64,7 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
             observation = _finite(env.reset(seed=int(seeds[e]))[0], "observation")
             for t in range(spec.horizon):
                 seen = to_device(observation, device).view(1, 1, -1)
-                action, state = act(seen, noise[t, e].view(1, 1, -1))
+                action, state = act(domain.normalized(seen), noise[t, e].view(1, 1, -1))
                 command = _command(action[0, 0].cpu().numpy(), spec, env.action_space)
                 value, reward, terminated, truncated, _ = env.step(command)
                 observation = _finite(value, "observation")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import imageio.v2 as imageio
 import imageio.v3 as iio
 import numpy as np
@@ -86,6 +87,8 @@ def _opened(domain: RLDomain, task: Tasks) -> Renderable:
                 env.reset(task, np.zeros(1, dtype=np.uint32))
                 env.render(0, *SIZE)
                 return env
+    except gymnasium.error.DependencyNotInstalled as error:  # says its remedy itself
+        raise SettingsError(f"video=true: {error}") from error
     except Exception as error:  # GL libraries fail in their own ways; none of them is a reason to crash
         chosen = os.environ.get("MUJOCO_GL", "")
         remedy = (

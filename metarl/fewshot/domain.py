@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from metarl import families
 from metarl.core.adapt import Geometry, Terms
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
-from metarl.domain import Role, Sample, Seed
+from metarl.domain import Role, Sample, Seed, Statistics
 from metarl.families import FamilyError, ShotFamily, Shots, Split, Tasks
 from metarl.nets.net import Net
 
@@ -118,6 +119,16 @@ class ShotDomain:
         return Sample(
             data, scores, data.num_tasks * data.num_samples, {"seconds_sampling": time.perf_counter() - started}
         )
+
+    def given(self, statistics: Statistics) -> ShotDomain:
+        """Return itself: it keeps no statistics."""
+        del statistics
+        return self
+
+    def learned(self, samples: Sequence[Sample]) -> Statistics:
+        """Return no statistics."""
+        del samples
+        return {}
 
     def _drawn(self, tasks: Tasks, seeds: np.ndarray) -> tuple[Shots, Shots]:
         """Draw examples; what the family raises or returns amiss becomes one line that names it."""

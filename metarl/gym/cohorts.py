@@ -4,22 +4,66 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from metarl.families import EnvBatch, Judging, RLFamily, Step, Tasks
+from metarl.families import Choices, EnvBatch, Judging, RLFamily, Step, Tasks
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """An :class:`~metarl.families.EnvBatch` of which some simulations can start anew while the others go on."""
+
+    def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode in every simulation."""
+        ...
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Step all simulations."""
+        ...
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode in some simulations, as :meth:`reset` would; the others keep every bit of theirs.
+
+        Args:
+            envs: which, int (k,), sorted; all have been reset before.
+            tasks: theirs, k rows.
+            seeds: theirs, uint32 (k,).
+
+        Returns:
+            Their observations, float32 (k, O).
+        """
+        ...
 
 
 @dataclass(eq=False)
 class _Cohort:
-    """Simulations that started together: ``rows[i]`` is who the batch's simulation i is, -1 for one that has left."""
+    """Simulations that started together: ``rows[i]`` is who the batch's simulation i is, -1 for one that has left.
+
+    ``observations`` are the last ones, float32 (b, O).
+    """
 
     batch: EnvBatch
     rows: np.ndarray
+    observations: np.ndarray
+
+    def step(self, actions: np.ndarray, choices: Choices | None) -> Step:
+        """Apply the actions of all B simulations; who has left gets any, but a legal one."""
+        own, left = actions[self.rows], self.rows < 0
+        if choices is not None and choices.masked and left.any():
+            masks = self.observations[left, -sum(choices.counts) :]
+            parts = np.split(masks, np.cumsum(choices.counts)[:-1], axis=1)
+            own[left] = np.stack([part.argmax(axis=1) for part in parts], axis=1)
+        step = self.batch.step(own)
+        self.observations = step[0]
+        return step
 
 
 class Cohorts:
     """B simulations in batches, one for those that started together; a batch whose simulations have all left is used again.
+
+    Where batches are :class:`Restartable`, simulations start anew within theirs, so that one for all remains one.
 
     Args:
         family: whose simulations they are.
@@ -27,7 +71,7 @@ class Cohorts:
     """
 
     def __init__(self, family: RLFamily, threads: int) -> None:
-        self._family, self._threads = family, threads
+        self._family, self._threads, self._choices = family, threads, family.spec.choices
         self._cohorts: list[_Cohort] = []
         self._idle: dict[int, list[EnvBatch]] = defaultdict(list)
 
@@ -43,20 +87,24 @@ class Cohorts:
             Their observations, float32 (k, O).
         """
         for cohort in self._cohorts:
-            cohort.rows[np.isin(cohort.rows, rows)] = -1
+            there = np.isin(cohort.rows, rows)
+            if isinstance(cohort.batch, Restartable) and there.sum() == len(rows) < len(there):
+                return cohort.batch.restart(np.flatnonzero(there), tasks, seeds)
+            cohort.rows[there] = -1
             if (cohort.rows < 0).all():
                 self._idle[len(cohort.rows)].append(cohort.batch)
         idle = self._idle[len(rows)]
         batch = idle.pop() if idle else self._family.batch(len(rows), self._threads)
         self._cohorts = [cohort for cohort in self._cohorts if (cohort.rows >= 0).any()]
-        self._cohorts.append(_Cohort(batch, rows.copy()))
-        return batch.reset(tasks, seeds)
+        first = batch.reset(tasks, seeds)
+        self._cohorts.append(_Cohort(batch, rows.copy(), first))
+        return first
 
     def step(self, actions: np.ndarray) -> Step:
         """Apply one action, (B, A), in every simulation."""
-        if len(self._cohorts) == 1 and (self._cohorts[0].rows >= 0).all():
-            return self._cohorts[0].batch.step(actions)
-        parts = [cohort.batch.step(actions[cohort.rows]) for cohort in self._cohorts]  # who has left gets any action
+        parts = [cohort.step(actions, self._choices) for cohort in self._cohorts]
+        if len(parts) == 1 and (self._cohorts[0].rows >= 0).all():
+            return parts[0]
         whole = [np.zeros((len(actions), *field.shape[1:]), field.dtype) for field in parts[0]]
         for cohort, part in zip(self._cohorts, parts, strict=True):
             here = cohort.rows >= 0

@@ -38,14 +38,18 @@ class Renderable(Protocol):
 
 
 def prepare_gl() -> None:
-    """Choose an off-screen renderer where there is no display and none is chosen.
+    """Choose off-screen renderers where there is no display and none is chosen: MuJoCo's, and pygame's.
 
     MuJoCo reads the choice when it is imported, so a process that has imported it makes it read that again.
 
     Raises:
         SettingsError: if that renderer cannot be loaded.
     """
-    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("MUJOCO_GL") is not None:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # which goes to standard output
+    if sys.platform != "linux" or os.environ.get("DISPLAY"):
+        return
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if os.environ.get("MUJOCO_GL") is not None:
         return
     os.environ["MUJOCO_GL"] = "egl"
     chosen_at_import = sys.modules.get("mujoco.rendering.classic.gl_context")

@@ -118,17 +118,25 @@ class GymBatch:
         self._tasks = Tasks((), np.zeros((num_envs, 0)))
         self._observations = np.zeros((num_envs, base.sizes[0]), dtype=np.float32)
         self._ended = np.zeros(num_envs, dtype=bool)
-        self._elapsed = 0
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Apply every task to its environment, and reset it as ``env.reset(seed=seeds[b])`` does."""
-        for row, (env, task, seed) in enumerate(zip(self._envs, tasks.to_json(), seeds, strict=True)):
+        self._tasks = tasks
+        return self._start(np.arange(len(self._envs)), tasks, seeds)
+
+    def restart(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Do so with some environments; return their observations (k, O)."""
+        self._tasks = self._tasks.replaced(envs, tasks)
+        return self._start(envs, tasks, seeds)
+
+    def _start(self, envs: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        for row, task, seed in zip(envs, tasks.to_json(), seeds, strict=True):
             if self._base.change is not None:
-                self._base.change(env.unwrapped, task)
-            self._observations[row] = self._flat(env.reset(seed=int(seed))[0])
-        self._tasks, self._elapsed = tasks, 0
-        self._ended[:] = False
-        return self._observations.copy()
+                self._base.change(self._envs[row].unwrapped, task)
+            self._observations[row] = self._flat(self._envs[row].reset(seed=int(seed))[0])
+        self._elapsed[envs], self._ended[envs] = 0, False
+        return self._observations[envs]
 
     def step(self, actions: np.ndarray) -> Step:
         """Step the environments whose episodes have not ended; the others stand still."""
@@ -150,6 +158,27 @@ class GymBatch:
             rewards = np.asarray(self._base.reward(Transitions(self._tasks, before, taken, after, rewards, infos)))
         return Step(after, rewards.astype(np.float32), terminated, truncated)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the environments can draw themselves."""
+        return "rgb_array" in self._envs[0].metadata.get("render_modes", ())
+
+    def frame(self, env: int) -> np.ndarray:
+        """Let one environment draw itself, uint8 (its own height and width, 3).
+
+        Raises:
+            SettingsError: if it draws nothing.
+            gymnasium.error.DependencyNotInstalled: if it needs a library for that; it says which.
+        """
+        inner = self._envs[env].unwrapped
+        if inner.render_mode is None:  # not when it is made: drawing is nothing that training should load
+            inner.render_mode = "rgb_array"
+        picture = self._envs[env].render()
+        if not isinstance(picture, np.ndarray):
+            remedy = "give gym_family options={'render_mode': 'rgb_array'}"
+            raise SettingsError(f"'{self._base.id}' drew nothing in render_mode={inner.render_mode}; {remedy}")
+        return picture
+
     def _action(self, action: np.ndarray) -> Any:
         """Return an action (A,) as the environment takes it."""
         if isinstance(self._actions, spaces.Discrete):
@@ -161,6 +190,24 @@ class GymBatch:
         if isinstance(self._space, spaces.Box):
             return np.asarray(observation, dtype=np.float32).reshape(-1)
         return np.asarray(spaces.flatten(self._space, observation), dtype=np.float32)
+
+
+class DrawnGymBatch:
+    """The same of environments that can draw themselves.
+
+    Args:
+        whole: these.
+    """
+
+    def __init__(self, whole: GymBatch) -> None:
+        self.reset, self.restart, self.step = whole.reset, whole.restart, whole.step
+        self._frame = whole.frame
+
+    def render(self, env: int, width: int, height: int) -> np.ndarray:
+        """Draw one environment, uint8 (height, width, 3), with black beside a picture of another shape."""
+        from PIL import Image, ImageOps  # not needed for anything else here
+
+        return np.asarray(ImageOps.pad(Image.fromarray(self._frame(env)), (width, height)))
 
 
 def gym_family(
@@ -254,6 +301,7 @@ def _methods(base: Base) -> dict[str, Any]:
 
     def batch(self: Any, num_envs: int, threads: int) -> EnvBatch:
         """Make environments; they are Python and step one after another, whatever the threads."""
-        return GymBatch(base, self.horizon, num_envs)
+        whole = GymBatch(base, self.horizon, num_envs)
+        return DrawnGymBatch(whole) if whole.drawn else whole
 
     return {"sample_tasks": sample_tasks, "batch": batch, "spec": property(spec), "__post_init__": post_init}

@@ -92,7 +92,7 @@ class FamilyVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} simulations")
         if options.get("task") is not None:
             new = self._tasks(options["task"], self.num_envs)
-            self._task = Tasks(new.names, np.where(mask[:, None], new.values, self._task.values))
+            self._task = self._task.replaced(mask, new.rows(mask))
         self._start(np.flatnonzero(mask), seeds)
         return self._observations.copy(), self._info(mask)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,10 +17,11 @@ from torch import Tensor
 from metarl import families
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
-from metarl.domain import Role, Sample, Seed
+from metarl.domain import Role, Sample, Seed, Statistics
 from metarl.families import EnvBatch, RLFamily, Split, Tasks
-from metarl.rl import baseline, returns
+from metarl.rl import baseline, normalizer, returns
 from metarl.rl.losses import Batch, PolicyLoss, PolicyQuery
+from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts, to_device
 from metarl.rl.simulations import Simulations
@@ -38,7 +41,7 @@ class Aside(NamedTuple):
 
 @dataclass(frozen=True)
 class RLDomain:
-    """A task family, a policy, and how rollouts become a batch.
+    """A task family, a policy, and how rollouts become a batch; :meth:`normalizing` standardises observations.
 
     Attributes:
         family: where tasks and simulations come from.
@@ -59,12 +62,39 @@ class RLDomain:
     surrogate: str = "lvc"
     bootstrap: bool = False
     workers: Workers = field(default_factory=Workers)
+    _normalizer: Normalizer | None = field(default=None, repr=False)
     _batches: dict[tuple[int, int, int], tuple[RLFamily, EnvBatch]] = field(default_factory=dict, repr=False)
     _pools: dict[int, Workers] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Check the surrogate's name."""
         PolicyLoss(self.policy, self.surrogate)
+
+    def normalizing(self) -> RLDomain:
+        """Return the domain whose policy and baseline see observations standardised (:mod:`metarl.rl.normalizer`)."""
+        spec = self.family.spec
+        mask = sum(spec.choices.counts) if spec.choices is not None and spec.choices.masked else 0
+        # behind the mask an oracle's observation has the task
+        kept = slice(spec.observation_size - mask, spec.observation_size)
+        own = Normalizer(normalizer.unseen(self._observation_size), kept, self.workers.device)
+        return dataclasses.replace(self, _normalizer=own)
+
+    def given(self, statistics: Statistics) -> RLDomain:
+        """Return the same domain that standardises by these statistics, if it does."""
+        if self._normalizer is None:
+            return self
+        return dataclasses.replace(self, _normalizer=dataclasses.replace(self._normalizer, statistics=statistics))
+
+    def learned(self, samples: Sequence[Sample]) -> Statistics:
+        """Return the statistics with those of the samples merged in."""
+        if self._normalizer is None:
+            return {}
+        return normalizer.merged(self._normalizer.statistics, [sample.statistics for sample in samples])
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """What standardises observations; None where nothing does."""
+        return self._normalizer
 
     @property
     def metric(self) -> str:
@@ -112,7 +142,8 @@ class RLDomain:
             "entropy": float(self.policy.entropy(data.behaviour, data.weights).mean()),
             "episode_length": rollouts.steps / rollouts.rewards[:, 0].numel(),
         }
-        return Sample(data, rollouts.returns.mean(1).cpu(), rollouts.steps, metrics, aside.success)
+        statistics, returns = self._moments(rollouts), rollouts.returns.mean(1).cpu()
+        return Sample(data, returns, rollouts.steps, metrics, statistics, aside.success)
 
     def rollout(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Rollouts, Aside]:
         """Run E episodes of every task with its own parameters.
@@ -139,11 +170,12 @@ class RLDomain:
         targets = returns.discounted_returns(rollouts.rewards, rollouts.mask, self.gamma)
         num_tasks, horizon, episodes = rollouts.rewards.shape
         behaviour = (rollouts.behaviour[0].flatten(1, 2), *rollouts.behaviour[1:])
+        seen, last_seen = self.normalized(rollouts.observations), self.normalized(rollouts.final_observations)
 
         def values(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
-            observations, mask = rollouts.observations[tasks], rollouts.mask[tasks]
+            observations, mask = seen[tasks], rollouts.mask[tasks]
             if self.bootstrap:
-                final = rollouts.final_observations[tasks]
+                final = last_seen[tasks]
                 left = mask.sum(1, keepdim=True) - torch.arange(horizon, device=mask.device)[:, None]
                 discount = torch.where(rollouts.truncated[tasks].any(1, keepdim=True), self.gamma**left, 0.0)
                 fitted = baseline.fit(observations, targets[tasks], mask, baseline.Beyond(final, discount))
@@ -171,7 +203,7 @@ class RLDomain:
         weights = rollouts.mask.flatten(1, 2)
         weights = weights / weights.sum(1, keepdim=True)
         return Batch(
-            observations=rollouts.observations.flatten(1, 2),
+            observations=seen.flatten(1, 2),
             actions=rollouts.actions.flatten(1, 2),
             advantages=returns.normalise(advantages, weights),
             weights=weights,
@@ -180,13 +212,30 @@ class RLDomain:
         )
 
     def observe(self, observations: Tensor, tasks: Tasks) -> Tensor:
-        """Return what the policy sees, (M, E, ...): the observations, and for an oracle the task scaled to [-1, 1]."""
+        """Return what the policy sees, (M, E, ...), of a family's observations."""
+        return self.normalized(self.told(observations, tasks))
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """Return what the policy sees of observations in which an oracle's task is."""
+        return observations if self._normalizer is None else self._normalizer(observations)
+
+    def told(self, observations: Tensor, tasks: Tasks) -> Tensor:
+        """Return observations, (M, E, ...), and for an oracle the task scaled to [-1, 1] behind them."""
         if not self.family.spec.oracle:
             return observations
         low, high = (np.array([getattr(p, end) for p in self.family.spec.parameters]) for end in ("low", "high"))
         scaled = ((2 * tasks.values - low - high) / np.maximum(high - low, 1e-12)).astype(np.float32)
         task = to_device(scaled, observations.device).unsqueeze(1).expand(*observations.shape[:2], -1)
         return torch.cat([observations, task], -1)
+
+    def _moments(self, rollouts: Rollouts) -> Statistics:
+        """Return statistics of every task's states, where they are kept."""
+        if self._normalizer is None:
+            return {}
+        observations, mask = rollouts.observations.flatten(1, 2), rollouts.mask.flatten(1, 2)
+        cuts = chunks(mask.shape[0], mask.shape[1], self.workers.device)
+        parts = self.workers.map(lambda cut: normalizer.moments(observations[cut], mask[cut]), cuts)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @property
     def _observation_size(self) -> int:
@@ -211,8 +260,8 @@ class RLDomain:
             act = self.policy.actor(params)
             observations = simulations.start(kept[1], seeds)
             for t in range(spec.horizon):
-                seen = self.observe(to_device(observations, device).view(count, episodes, -1), tasks)
-                actions, state = act(seen, noise_MTEA[:, t])
+                seen = self.told(to_device(observations, device).view(count, episodes, -1), tasks)
+                actions, state = act(self.normalized(seen), noise_MTEA[:, t])
                 out.observations[cut, t] = seen
                 out.actions[cut, t] = actions
                 out.behaviour[0][cut, t] = state
@@ -223,7 +272,7 @@ class RLDomain:
             value = to_device(array, device).view(spec.horizon, count, episodes)
             getattr(out, name)[cut] = value.transpose(0, 1)
         final = to_device(simulations.final, device).view(count, episodes, -1)
-        out.final_observations[cut] = self.observe(final, tasks)
+        out.final_observations[cut] = self.told(final, tasks)
         return simulations
 
 

@@ -19,7 +19,7 @@ class Rollouts:
     """Episodes as they were seen, one row a task.
 
     Attributes:
-        observations: (M, T, E, O), the state each action was taken in.
+        observations: (M, T, E, O), the state each action was taken in, before a domain standardises it.
         actions: (M, T, E, A), as drawn: float32, which the family clips, or int64 choices.
         rewards: (M, T, E), zero after the end.
         terminated: bool (M, T, E), the task's own end.

@@ -85,7 +85,7 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     if fault:
         raise FamilyError(f"Family {type(family).__name__} has a spec {fault}")
     if isinstance(spec, RLSpec):
-        return RLDomain(
+        domain = RLDomain(
             family,
             _policy(spec, run, context),
             episodes=run.episodes_per_task,
@@ -95,6 +95,7 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             bootstrap=run.bootstrap,
             workers=workers,
         )
+        return domain.normalizing() if run.normalize_observations else domain
     return ShotDomain(family, _net(math.prod(spec.input_shape), spec.target_size, run, context), workers)
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarl.run.arguments import Arguments, expand, read
-from metarl.run.config import RunConfig, Tree, finish, layers
+from metarl.run.config import RunConfig, Tree, finish, layers, refuse_meaningless
 from metarl.settings import SettingsError
 
 __all__ = ["compose", "expand"]
@@ -51,7 +51,9 @@ def compose(argv: Sequence[str]) -> RunConfig:
     tree = _composed(given, overrides)
     for group, name, value in verbatim:
         (tree[group] if group else tree)[name] = value
-    return finish(given.env, given.algo, tree)
+    config = finish(given.env, given.algo, tree)
+    refuse_meaningless(config, given.settings)
+    return config
 
 
 def _composed(given: Arguments, overrides: list[str]) -> Tree:

@@ -37,6 +37,7 @@ class RunSettings:
     bootstrap: bool = setting(False, "value the state at the time limit instead of a finite horizon (RL)")
     hidden_sizes: tuple[int, ...] = setting((64, 64), "widths of the network's hidden layers", low=1, high=1_000_000)
     activation: str = setting("tanh", "between the layers", choices=("tanh", "relu"))
+    normalize_observations: bool = setting(False, "standardise observations by their running mean and variance (RL)")
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
     eval_every: int = setting(25, "iterations between validations; 0 never validates", low=0)
     eval_tasks: int = setting(20, "tasks of a validation", low=1)
@@ -175,7 +176,37 @@ def resolve(
     merged: Tree = {key: value for tree in trees for key, value in tree.items()}
     for group in ("env", "algo"):
         merged[group] = {key: value for tree in trees for key, value in tree.get(group, {}).items()}
-    return finish(env, algo, merged)
+    config = finish(env, algo, merged)
+    refuse_meaningless(config, given)
+    return config
+
+
+def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Refuse what the user has given although this family cannot have it.
+
+    Args:
+        config: the resolved configuration.
+        given: the run settings that are the user's own.
+
+    Raises:
+        SettingsError: for the first of them.
+    """
+    if not {"init_std", "normalize_observations"} & given.keys():
+        return  # what follows may open a simulator
+    try:
+        spec = families.make(config.env, **config.env_settings).spec
+    except Exception:  # a family is foreign code; building the learner will say what is wrong with it
+        return
+    if "init_std" in given and isinstance(spec, families.RLSpec) and spec.choices is not None:
+        raise SettingsError(
+            f"init_std={config.run.init_std} has no meaning for env={config.env}: its actions are discrete, and choices have"
+            " no standard deviation; leave it out"
+        )
+    if config.run.normalize_observations and isinstance(spec, families.ShotSpec):
+        raise SettingsError(
+            f"normalize_observations=true has no meaning for env={config.env}: labelled shots are no observations;"
+            " leave it out"
+        )
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -156,7 +156,8 @@ def validate(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> 
     """Adapt on fixed validation tasks; return ``validation_METRIC_k`` for k = 0..steps, and so the success rate if any."""
     started = time.perf_counter()
     seed = (state.seed, VALIDATION)
-    trail = learner.explore(state.meta, learner.domain.sample_tasks(tasks, "validation", seed), seed, steps)
+    drawn = learner.domain.sample_tasks(tasks, "validation", seed)
+    trail = learner.at(state).explore(state.meta, drawn, seed, steps)
     samples, metric = (*trail.supports, trail.query), learner.domain.metric
     row = {f"validation_{metric}_{k}": float(sample.scores.mean()) for k, sample in enumerate(samples)}
     for k, sample in enumerate(samples):
@@ -171,10 +172,11 @@ def restored(
     """Return the state that a checkpoint holds, on the learner's device.
 
     Raises:
-        SettingsError: if it is that of another network; the message begins with ``where``.
+        SettingsError: if it is that of another network, or its observations were normalised and ours are not, or the other
+            way round; the message begins with ``where``.
     """
     record, device = checkpoint.record, learner.domain.workers.device
-    groups: dict[str, dict[str, torch.Tensor]] = {"meta": {}, "outer": {}}
+    groups: dict[str, dict[str, torch.Tensor]] = {"meta": {}, "outer": {}, "statistics": {}}
     for name, value in checkpoint.tensors.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = value
@@ -184,13 +186,17 @@ def restored(
     fresh = learner.outer.init(meta)
     outer = {name: groups["outer"].get(name, value).to(value.device) for name, value in fresh.items()}
     _refuse_other_network(meta, learner.init(record["seed"]).meta, where)
-    state = MetaState(meta, outer, record["iteration"], record["env_steps"], record["seed"])
+    statistics = groups["statistics"]  # they stay on the CPU
+    if statistics.keys() != learner.domain.learned([]).keys():
+        own = str(bool(statistics)).lower()
+        raise SettingsError(f"{where} was trained with normalize_observations={own}; use the same here")
+    state = MetaState(meta, outer, record["iteration"], record["env_steps"], record["seed"], statistics)
     return state, Best(**record["best"]) if record["best"] else None
 
 
 def _tensors(state: MetaState) -> dict[str, torch.Tensor]:
-    meta = {f"meta/{name}": value for name, value in state.meta.items()}
-    return meta | {f"outer/{name}": value for name, value in state.outer.items()}
+    groups = {"meta": state.meta, "outer": state.outer, "statistics": state.statistics}
+    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
 
 
 def _record(state: MetaState, best: Best | None) -> Mapping[str, Any]:
@@ -211,8 +217,10 @@ def _warm_started(learner: MetaLearner, config: RunConfig) -> MetaState:
     checkpoint = CheckpointStore(source / CHECKPOINTS).latest()
     if checkpoint is None:
         raise SettingsError(f"init_from={source} has no checkpoint yet")
-    meta = restored(checkpoint, learner, f"init_from={source}")[0].meta
-    return dataclasses.replace(state, meta=meta, outer=learner.outer.init(meta))
+    found = restored(checkpoint, learner, f"init_from={source}")[0]
+    return dataclasses.replace(
+        state, meta=found.meta, outer=learner.outer.init(found.meta), statistics=found.statistics
+    )
 
 
 def _refuse_other_network(meta: Params, own: Params, where: str) -> None:

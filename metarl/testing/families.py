@@ -10,6 +10,7 @@ import numpy as np
 
 from metarl import families
 from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
+from metarl.gym.cohorts import Cohorts
 from metarl.testing._asserting import require
 
 # Simulations, steps and tasks of one check: enough to tell apart, few enough for a slow simulator.
@@ -54,9 +55,10 @@ def _array(what: str, value: Any, shape: tuple[int, ...], dtype: Any, rows: Any 
 
 
 def _gap(a: Iterable[Any], b: Iterable[Any]) -> float:
-    """Largest difference between two lists of arrays."""
+    """Largest difference between two lists of arrays; not a number where one holds none, which no limit allows."""
     pairs = zip(a, b, strict=True)
-    return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max(initial=0.0)) for x, y in pairs)
+    gaps = [np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max(initial=0.0) for x, y in pairs]
+    return float(np.max(gaps))
 
 
 def _check_spec(spec: Any) -> None:
@@ -142,12 +144,13 @@ def _legal(spec: RLSpec, observations: np.ndarray, actions: np.ndarray, alive: n
         return played
     first = spec.observation_size - sum(spec.choices.counts)
     for component, count in enumerate(spec.choices.counts):
-        mask = observations[alive, first : first + count]
-        require(np.isin(mask, (0, 1)).all(), "an action mask is made of 0 and 1")
-        require(mask.any(axis=1).all(), "a choice of every component is legal", f"none of component {component}")
-        order = (played[alive, component, None] + np.arange(count)) % count
+        mask = observations[:, first : first + count]
+        require(np.isin(mask[alive], (0, 1)).all(), "an action mask is made of 0 and 1")
+        stuck = f"none of component {component}"
+        require(mask[alive].any(axis=1).all(), "a choice of every component is legal", stuck)
+        order = (played[:, component, None] + np.arange(count)) % count
         hit = np.take_along_axis(mask, order, axis=1).argmax(axis=1)
-        played[alive, component] = order[np.arange(len(order)), hit]
+        played[:, component] = order[np.arange(len(order)), hit]
         first += count
     return played
 
@@ -177,11 +180,48 @@ def _check_rl(family: Any, tolerance: float) -> None:
         alone = _episode(family.batch(1, 1), spec, tasks.rows(row), seeds[row], actions[:, row])
         gap = _gap([x[row] for x in whole], alone)
         require(gap <= tolerance, "a simulation does not depend on its neighbours", f"number {i} differs by {gap:g}")
+    for middle in sorted({1, len(actions)}):  # simulations that still run, and such as have ended
+        _check_restart(family, tasks, seeds, actions, middle, tolerance)
     if spec.choices is None:
         ends = [_actions(spec, scaled) for scaled in (3 * unit, np.clip(3 * unit, -1, 1))]
         gap = _gap(*(_episode(env, spec, tasks, seeds, a) for a in ends))
         require(gap == 0, "actions beyond the bounds act like the bounds", f"differs by {gap:g}")
     require(any(_tells(env, spec, tasks, trial) for trial in range(_TRIALS)), *_BLIND)
+
+
+def _check_restart(
+    family: Any, tasks: Tasks, seeds: np.ndarray, actions: np.ndarray, middle: int, tolerance: float
+) -> None:
+    """Start every second simulation anew after ``middle`` steps, with another task, and compare with whole episodes."""
+    spec, rows, again = family.spec, np.arange(_ENVS), np.arange(1, _ENVS, 2)
+    following = (tasks.rows(rows[::-1]), seeds + np.uint32(100), actions[::-1])
+    first = _episode(family.batch(_ENVS, 1), spec, tasks, seeds, actions)
+    second = _episode(family.batch(_ENVS, 1), spec, *following)
+    simulations, alive = Cohorts(family, 1), np.ones(_ENVS, dtype=bool)
+    observations = simulations.reset(rows, tasks, seeds)
+    for time in range(middle + len(actions)):
+        since = time - middle
+        if since == 0:
+            before = observations.copy()
+            started = simulations.reset(again, following[0].rows(again), following[1][again])
+            kept = np.array_equal(observations, before, equal_nan=True)
+            require(kept, "returned arrays are the caller's: starting some simulations anew leaves them alone")
+            gap = _gap([started], [second[0][again]])
+            require(gap <= tolerance, "some simulations start as in a reset of all", f"differs by {gap:g}")
+            observations, alive[again] = before, True
+            observations[again] = started
+        action = actions[min(time, len(actions) - 1)].copy()
+        action[again] = following[2][since, again] if since >= 0 else action[again]
+        step = simulations.step(_legal(spec, observations, action, alive))
+        found = [np.where(alive.reshape(-1, *[1] * (x.ndim - 1)), x, 0) for x in step]
+        observations, alive = step[0], alive & ~(step[2] | step[3])
+        for who, whole, at, rule in (
+            (again, second, since, "simulations that start anew play the episode of a reset of all"),
+            (np.setdiff1d(rows, again), first, time, "starting some simulations anew leaves the others alone"),
+        ):
+            if middle <= time and at < len(actions):
+                gap = _gap([x[who] for x in found], [x[who] for x in whole[1 + 4 * at : 5 + 4 * at]])
+                require(gap <= tolerance, rule, f"step {time} differs by {gap:g}")
 
 
 def _tells(env: EnvBatch, spec: RLSpec, tasks: Tasks, trial: int) -> bool:

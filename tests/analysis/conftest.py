@@ -24,6 +24,7 @@ RUNS = {
     "maml": (*CHEETAH, "iterations=3", "eval_every=1", "seed=1"),
     "pretrained": (*CHEETAH, "iterations=2", "inner_steps=0"),
     "oracle": (*CHEETAH, "iterations=2", "inner_steps=0", "env.oracle=true"),
+    "normalized": (*CHEETAH, "iterations=2", "eval_every=1", "normalize_observations=true"),
     "longer": (*CHEETAH, "iterations=2", "env.horizon=11"),
     "sinusoid": ("env=sinusoid", "iterations=30", "hidden_sizes=[8]", "threads=1"),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import warnings
 
 import gymnasium
 import numpy as np
@@ -14,6 +16,9 @@ from metarl.analysis import environment
 from metarl.analysis.curves import with_episodes
 from metarl.core.params import ravel
 from metarl.families import FamilyError, Tasks
+from metarl.run import trainer
+from metarl.run.build import build_learner
+from metarl.run.checkpoint import CheckpointStore
 from metarl.settings import SettingsError
 
 SEED = (1, 2, 3)
@@ -204,6 +209,24 @@ def test_a_wrong_task_is_refused(maml, task, said):
         maml.adapt(task)
 
 
+def test_a_task_beyond_the_range_is_taken_with_one_warning(maml):
+    """Silence where a typing error gives 15 m/s instead of 1.5; a refusal, which would forbid to study it; a flood."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            policy, curve = maml.adapt({"velocity": 15.0}, rollouts=3)
+    (warning,) = heard
+    assert str(warning.message).endswith("such a task: velocity=15 is outside [0, 2] m/s")
+    assert warning.filename == __file__
+    assert np.isfinite(curve.values).all()
+    assert policy.act(np.zeros(17)).shape == (6,)
+    with warnings.catch_warnings(action="error"):
+        for velocity in (0.0, 2.0):
+            maml.adapt({"velocity": velocity}, rollouts=1)
+        with pytest.raises(RuntimeWarning, match=r"velocity=-0.1 is outside \[0, 2\] m/s"):
+            maml.adapt(Tasks(("velocity",), np.array([[-0.1]])), rollouts=1)
+
+
 def test_a_strange_environment_is_refused(maml, runs):
     """A shape error from deep inside the network; a policy that was told its task in training and is not told now."""
     with pytest.raises(SettingsError, match=r"observations Box.*needs a Box of shape \(17,\)"):
@@ -249,6 +272,81 @@ def test_act_is_the_mean_by_hand(maml):
     for wrong in (np.zeros(18), np.zeros((2, 3, 17)), np.float64(1.0)):
         with pytest.raises(ValueError, match=r"an observation has shape \(17,\)"):
             policy.act(wrong)
+
+
+def _bytes(agent):
+    return {name: value.numpy().tobytes() for name, value in agent.learner.domain.normalizer.statistics.items()}
+
+
+def test_normalisation_is_the_checkpoints_and_stays(runs, evaluated):
+    """Statistics that are lost between training and loading, or that adapting, foreign environments or evaluation change."""
+    path = runs["normalized"]
+    agent = metarl.load(path)
+    saved = CheckpointStore(path / "checkpoints").latest().tensors
+    before = _bytes(agent)
+    assert before == {name: saved[f"statistics/{name}"].numpy().tobytes() for name in ("count", "mean", "squares")}
+    assert saved["statistics/count"] == 2 * 3 * 3 * 2 * 10  # iterations, tasks, episodes, support and query, steps
+    files = {name: name.read_bytes() for name in sorted((path / "checkpoints").rglob("*")) if name.is_file()}
+    policy, _ = agent.adapt({"velocity": 1.5}, rollouts=5)
+    agent.adapt(Velocity(1.0), rollouts=3)
+    evaluated(path, "tasks=2", "steps=1")
+    assert _bytes(agent) == before == _bytes(dataclasses.replace(agent, learner=with_episodes(agent.learner, 2)))
+    assert policy.normalizer is agent.learner.domain.normalizer
+    assert files == {name: name.read_bytes() for name in files}
+    row = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+    tasks = agent.learner.domain.sample_tasks(2, "validation", (0, 1))
+    trail = agent.learner.explore(agent.meta, tasks, (0, 1), 1)
+    assert row["validation_return_1"] == float(trail.query.scores.mean())  # as training validated with them
+
+
+def test_a_warm_start_takes_the_normalisation_along(runs):
+    """Parameters learned on standardised observations that start on raw ones, or the other way round."""
+    agent = metarl.load(runs["normalized"], device="cpu")
+    for normalize, source in ((True, "normalized"), (False, "normalized"), (True, "maml")):
+        run = dataclasses.replace(
+            agent.config.run, init_from=str(runs[source]), normalize_observations=normalize, seed=7, device="cpu"
+        )
+        config = dataclasses.replace(agent.config, run=run)
+        if normalize == (source == "normalized"):
+            state = trainer._warm_started(build_learner(config), config)
+            assert (state.iteration, state.seed) == (0, 7)
+            assert {name: value.numpy().tobytes() for name, value in state.statistics.items()} == _bytes(agent)
+        else:
+            trained = str(source == "normalized").lower()
+            with pytest.raises(SettingsError, match=f"was trained with normalize_observations={trained}; use the same"):
+                trainer._warm_started(build_learner(config), config)
+
+
+def test_normalisation_folded_into_the_first_layer_acts_alike(runs):
+    """By hand: W' = W / std and b' = b - mean W / std, on states that are not clipped; wherever the policy acts."""
+    agent = metarl.load(runs["normalized"])
+    policy, _ = agent.adapt({"velocity": 1.5}, rollouts=5)
+    count, mean, squares = (policy.normalizer.statistics[name] for name in ("count", "mean", "squares"))
+    std = (squares / count + 1e-8).sqrt()
+    weight = policy.params["0.weight"].double() / std[:, None]
+    folded = {
+        **policy.params,
+        "0.weight": weight.float(),
+        "0.bias": (policy.params["0.bias"].double() - (mean @ weight)).float(),
+    }
+    plain = dataclasses.replace(policy, params=folded, normalizer=None)
+    states = mean.numpy() + std.numpy() * np.random.default_rng(0).normal(0, 2, (200, 17)).clip(-9, 9)
+    np.testing.assert_allclose(policy.act(states), plain.act(states), rtol=1e-3, atol=1e-4)
+    drawn = [each.act(states, deterministic=False) for each in (policy, plain)]
+    np.testing.assert_allclose(*drawn, rtol=1e-3, atol=1e-4)
+    assert np.abs(policy.act(states) - dataclasses.replace(policy, normalizer=None).act(states)).max() > 0.01
+    # rollouts in the family, in an environment of one's own, and what a video is made of
+    domain, tasks = agent.learner.domain, Tasks.from_json([{"velocity": 1.5}])
+    bare = dataclasses.replace(domain, _normalizer=None)
+    for roll in (
+        lambda each, params: each.rollout(params, tasks, SEED)[0],
+        lambda each, params: environment.rollouts(Velocity(1.5), each, params, SEED),
+    ):
+        ours, theirs = roll(domain, policy.params), roll(bare, folded)
+        torch.testing.assert_close(ours.actions[:, :3], theirs.actions[:, :3], rtol=1e-2, atol=1e-2)
+    bent = torch.tensor(states[None], dtype=torch.float32)
+    shown = domain.policy.distribution(policy.params, domain.observe(bent, tasks)).mean
+    torch.testing.assert_close(shown, domain.policy.distribution(folded, bent).mean, rtol=1e-3, atol=1e-4)
 
 
 def test_act_draws_from_the_policy(maml):

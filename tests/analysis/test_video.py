@@ -23,7 +23,7 @@ from metarl.core import SGD, GradientStep
 from metarl.families import RLSpec, Step, TaskParameter, Tasks
 from metarl.gym import environment
 from metarl.nets import MLP
-from metarl.rl import GaussianPolicy, RLDomain
+from metarl.rl import CategoricalPolicy, GaussianPolicy, RLDomain
 from metarl.settings import SettingsError
 
 TASK = Tasks.from_json([{"goal": 1.0}])
@@ -160,6 +160,15 @@ def test_the_command_films_a_task(runs, tmp_path):
     assert imageio.immeta(film)["fps"] == 20
     assert np.abs(frames[0, 40:].astype(int) - frames[-1, 40:]).max() > 50  # something moves
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_an_environment_draws_with_is_named(monkeypatch):
+    """The remedy for MuJoCo's renderer given for pygame's absence."""
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    poles = metarl.gym_family("CartPole-v1", [TaskParameter("length", 0.5, 1.0, "m")], lambda env, task: None)()
+    domain = RLDomain(poles, CategoricalPolicy(MLP((4, 4, 2)), (2,)), episodes=1)
+    with pytest.raises(SettingsError, match=r"^video=true: pygame is not installed, run `pip install"):
+        video._opened(domain, Tasks.from_json([{"length": 0.5}]))
 
 
 @pytest.mark.parametrize("library", ["osmesa", "nonsense"])

@@ -26,6 +26,12 @@ REFUSED = [
     ("train", "env=halfcheetah-vel algo.maxkl=0.1", "'algo.maxkl'. Did you mean 'algo.max_kl'?"),
     ("train", "env=halfcheetah-vel env.horizon=long", "env.horizon=long has the wrong type: it must be a whole number"),
     ("train", "env=halfcheetah-vel gamma=1.5", "gamma=1.5 is too large: it must be at most 1"),
+    ("train", "env=bandit-bernoulli init_std=1.0", "init_std=1.0 has no meaning for env=bandit-bernoulli: its actions"),
+    (
+        "train",
+        "env=sinusoid normalize_observations=true",
+        "normalize_observations=true has no meaning for env=sinusoid",
+    ),
     ("train", "env=halfcheetah-vel device=gpu", "device=gpu is not one of auto, cpu, cuda"),
     ("train", "env=halfcheetah-vel resume=auto", "resume=auto needs run_dir"),
     ("train", "env=halfcheetah-vel init_from=nowhere", "nowhere does not exist; name a directory"),
@@ -88,6 +94,8 @@ def test_init_from_a_run_that_does_not_fit(run, copy, point, tmp_path):
     assert run(train, *point(*here)).code == 0
     shutil.rmtree(tmp_path / "new")
     run(train, *point("hidden_sizes=[5]", *here)).refused(f"init_from={copy} has another network", "hidden_sizes")
+    words = point("normalize_observations=true", *here)
+    run(train, *words).refused(f"init_from={copy} was trained with normalize_observations=false; use the same here")
     shutil.rmtree(copy / "checkpoints")
     run(train, *point(*here)).refused(f"init_from={copy} has no checkpoint")
     assert not (tmp_path / "new").exists()

@@ -35,12 +35,21 @@ def test_every_registered_family_keeps_the_contract(name):
     check_family(name, disjoint=name not in TWO_TASKS)
 
 
+HORIZON_TEN = ["bandit-bernoulli", "tabular-mdp", "navigation-2d", "halfcheetah-vel", "hopper-params"]
+
+
+@pytest.mark.parametrize("name", HORIZON_TEN)
+def test_time_limits_are_counted_for_every_simulation(name):
+    """One clock for all: who starts anew is cut off with the others, or cuts them off later. One family of every engine."""
+    check_family(families.make(name, horizon=10))
+
+
 # -- families with a flaw ----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """A sound little family (a point, a goal, falling off at +-1.5) that can be told to be flawed."""
+    """A sound little family (a point, a goal, falling off at +-0.6) that can be told to be flawed."""
 
     flaw: str = ""
     log: list[int] = dataclasses.field(default_factory=list)
@@ -70,7 +79,8 @@ class Toy:
         return Tasks(("aim" if self.flaw == "names" else "goal",), 2 * values - 1)
 
     def batch(self, num_envs, threads):
-        return ToyBatch(self.flaw, num_envs, threads)
+        batch = ToyBatch(self.flaw, num_envs, threads)
+        return RestartableToyBatch(batch) if self.flaw.startswith("restart") else batch
 
 
 class ToyBatch:
@@ -82,7 +92,7 @@ class ToyBatch:
         self.live = np.zeros((count, 2), dtype=np.float32)
 
     def reset(self, tasks, seeds):
-        self.tasks, self.time, self.done = tasks, 0, np.zeros(self.count, dtype=bool)
+        self.tasks, self.time, self.done = tasks, np.zeros(self.count), np.zeros(self.count, dtype=bool)
         self.resets += 1
         start = np.array([np.random.default_rng(int(s)).uniform(-0.1, 0.1) for s in seeds])
         if self.flaw == "one generator":
@@ -102,10 +112,10 @@ class ToyBatch:
         rewards = -np.abs(self.x - goal).astype(np.float32)
         if self.flaw == "neighbours":
             rewards = rewards - rewards.mean()
-        if self.flaw == "nan" and self.time == 5:
+        if self.flaw == "nan" and self.time[1] == 5:
             rewards[1] = np.nan
-        terminated = np.abs(self.x) > 0.25
-        truncated = np.full(self.count, self.time >= 12)
+        terminated = np.abs(self.x) > 0.6
+        truncated = self.time >= 12
         rewards[self.done] = np.nan  # allowed: it is over
         self.done = self.done | terminated | truncated
         observations = self._observe(self.x)
@@ -125,6 +135,38 @@ class ToyBatch:
             self.live[:] = rows
             return self.live
         return rows
+
+
+class RestartableToyBatch:
+    """Simulations of Toy of which some may start anew."""
+
+    def __init__(self, whole):
+        self.whole, self.flaw = whole, whole.flaw.removeprefix("restart").strip()
+        self.live = np.zeros((0, 2), dtype=np.float32)
+
+    def reset(self, tasks, seeds):
+        self.live = self.whole.reset(tasks, seeds)
+        return self.live
+
+    def step(self, actions):
+        step = self.whole.step(actions)
+        self.live = step.observations
+        return step
+
+    def restart(self, envs, tasks, seeds):
+        toy = self.whole
+        seeds = seeds if self.flaw != "seeds of rows" else np.arange(toy.count, dtype=np.uint32)[envs]
+        toy.x[envs] = [np.random.default_rng(int(s)).uniform(-0.1, 0.1) for s in seeds]
+        if self.flaw != "keeps the task":
+            toy.tasks = toy.tasks.replaced(envs, tasks)
+        if self.flaw != "stays over":
+            toy.done[envs] = False
+        toy.time[... if self.flaw == "one clock" else envs] = 0 if self.flaw != "clock goes on" else toy.time[envs]
+        if self.flaw == "disturbs":
+            toy.x += 1e-3 * (np.arange(toy.count) == 0)
+        if self.flaw == "live":
+            self.live[envs] = 0.0
+        return toy._observe(toy.x[envs])
 
 
 RL_FLAWS = {
@@ -151,14 +193,27 @@ RL_FLAWS = {
     "one generator": "does not depend on its neighbours",
     "unclipped": "actions beyond the bounds act like the bounds",
     "task": "a task changes observations or rewards",
+    "restart seeds of rows": "some simulations start as in a reset of all",
+    "restart keeps the task": "play the episode of a reset of all",
+    "restart stays over": "play the episode of a reset of all",
+    "restart clock goes on": "play the episode of a reset of all",
+    "restart one clock": "starting some simulations anew leaves the others alone",
+    "restart disturbs": "starting some simulations anew leaves the others alone",
+    "restart live": "starting some simulations anew leaves them alone",
 }
 
 
 def test_the_sound_toy_passes_and_really_ends_early():
     check_family(Toy())
+    check_family(Toy("restart"))
     env = Toy().batch(1, 1)
     env.reset(Toy().sample_tasks(1, "train", 0), np.zeros(1, np.uint32))
-    assert [bool(env.step(np.full((1, 1), 2.0, np.float32)).terminated[0]) for _ in range(3)] == [False, True, True]
+    assert [bool(env.step(np.full((1, 1), 2.0, np.float32)).terminated[0]) for _ in range(4)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("flaw", "rule"), RL_FLAWS.items(), ids=RL_FLAWS)

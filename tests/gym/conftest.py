@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import pytest
 
 import metarl
@@ -31,6 +35,39 @@ FAMILIES = {
         "CartPole-v1", [TaskParameter("length", 0.25, 2.0, "m")], pole, horizon=100, control_step=0.02
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The same poles in batches that can only start as a whole, as a minimal family's do."""
+
+    horizon: int = metarl.setting(100, "control steps in an episode", low=1)
+
+    recommended: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def spec(self):
+        return self._poles.spec
+
+    @property
+    def _poles(self):
+        return FAMILIES["cartpole-length"](horizon=self.horizon)
+
+    def sample_tasks(self, num_tasks, split, seed):
+        return self._poles.sample_tasks(num_tasks, split, seed)
+
+    def batch(self, num_envs, threads):
+        return WholeBatch(self._poles.batch(num_envs, threads))
+
+
+class WholeBatch:
+    """Simulations without a restart of some."""
+
+    def __init__(self, poles):
+        self.reset, self.step = poles.reset, poles.step
+
+
+FAMILIES["cartpole-whole"] = Whole
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from metarl.families import Tasks
 from metarl.gym import environment
 from metarl.settings import SettingsError
 
+PYGAME = importlib.util.find_spec("pygame") is not None
 NAMES = ("halfcheetah-vel", "pendulum-dynamics", "cartpole-length")
 TASKS = {
     "halfcheetah-vel": {"velocity": 1.5},
@@ -58,7 +60,7 @@ def test_gymnasiums_and_stable_baselines_checkers_pass(name, oracle):
     """With and without the task in the observation; in a process that has imported MuJoCo before a picture is asked for."""
     with warnings.catch_warnings(action="ignore"):  # of infinite bounds, as Gymnasium's own bodies have
         env = _made(name, task=TASKS[name], oracle=oracle).unwrapped
-        drawn = name == "halfcheetah-vel"  # the others need pygame
+        drawn = name == "halfcheetah-vel" or PYGAME  # the others need it
         check_env(env, skip_render_check=not drawn)
         sb3_check_env(env, warn=False)
 
@@ -178,6 +180,54 @@ def test_pictures():
     plain = _made("halfcheetah-vel")
     assert plain.unwrapped.render() is None
     assert plain.metadata["render_fps"] == 20
+
+
+@pytest.mark.skipif(not PYGAME, reason="pygame is not installed: pip install 'gymnasium[classic-control]'")
+@pytest.mark.parametrize("name", ["pendulum-dynamics", "cartpole-length"])
+def test_pictures_of_gymnasiums_environments(name):
+    """Stretched or foreign-sized frames, frames of one simulation for all, or of an environment that was not stepped."""
+    envs = gymnasium.make_vec(f"metarl/{name}-v0", num_envs=2, task=TASKS[name], render_mode="rgb_array")
+    envs.reset(seed=1)
+    first = envs.render()
+    assert {(frame.shape, frame.dtype) for frame in first} == {((*environment.SIZE[::-1], 3), np.dtype(np.uint8))}
+    assert (first[0] != first[1]).any()
+    base = gymnasium.make("Pendulum-v1" if "pendulum" in name else "CartPole-v1", render_mode="rgb_array").unwrapped
+    base.reset(seed=1)
+    if name == "pendulum-dynamics":  # square: 320 x 320 in the middle
+        assert not first[0][:, :79].any()
+        assert not first[0][:, -79:].any()
+        np.testing.assert_allclose(first[0][:, 80:400].mean((0, 1)), base.render().mean((0, 1)), atol=0.5)
+    else:
+        base.length, base.polemass_length = 1.75, 1.75 * base.masspole
+        np.testing.assert_allclose(first[0].mean((0, 1)), base.render().mean((0, 1)), atol=0.5)
+    for _ in range(8):
+        envs.step(envs.action_space.sample())
+    assert all((later != sooner).mean() > 0.001 for later, sooner in zip(envs.render(), first, strict=True))
+
+
+@pytest.mark.skipif(not PYGAME, reason="pygame is not installed: pip install 'gymnasium[classic-control]'")
+def test_drawing_needs_no_display_and_says_nothing():
+    """A machine without a screen; a greeting in the standard output of a program."""
+    code = (
+        "import gymnasium, metarl; from metarl.families import TaskParameter\n"
+        "poles = metarl.gym_family('Pendulum-v1', [TaskParameter('gravity', 5.0, 15.0, '')], lambda env, task: None)\n"
+        "metarl.register('p')(poles); env = gymnasium.make('metarl/p-v0', render_mode='rgb_array')\n"
+        "env.reset(seed=0); print(env.render().shape)"
+    )
+    bare = {
+        key: value for key, value in os.environ.items() if key not in ("DISPLAY", "SDL_VIDEODRIVER", "XDG_RUNTIME_DIR")
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=bare)
+    assert (done.stdout, done.stderr) == ("(320, 480, 3)\n", "")
+
+
+def test_what_drawing_lacks_is_named(monkeypatch):
+    """A picture that is None, or a traceback that says nothing of what to install."""
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    env = _made("pendulum-dynamics", render_mode="rgb_array")
+    env.reset(seed=0)
+    with pytest.raises(gymnasium.error.DependencyNotInstalled, match="pygame is not installed, run `pip install"):
+        env.render()
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,41 @@ import pytest
 import metarl
 from metarl import families
 from metarl.families import TaskParameter, Tasks, split_of
+from metarl.gym.environment import Renderable
 from metarl.settings import SettingsError
 from metarl.testing import check_family
 
 SEEDS = np.array([0, 3, 2**32 - 1], dtype=np.uint32)
 LENGTH = TaskParameter("length", 0.25, 2.0, "m")
+
+
+class Blank(gymnasium.Env):
+    """An environment that draws nothing, or says that it cannot."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, modes=()):
+        self.metadata = {"render_modes": list(modes)}
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, dtype=np.float32), {}
+
+    def render(self):
+        return None
+
+
+def test_an_environment_that_cannot_be_drawn(monkeypatch):
+    """``render_mode="rgb_array"`` accepted, and None for a picture."""
+    monkeypatch.setitem(gymnasium.registry, "Blank-v0", gymnasium.envs.registration.EnvSpec("Blank-v0", Blank))
+    for modes in ([], ["rgb_array"]):
+        blank = metarl.gym_family("Blank-v0", [LENGTH], lambda env, task: None, horizon=3, options={"modes": modes})
+        batch = blank().batch(1, 1)
+        batch.reset(blank().sample_tasks(1, "train", 0), SEEDS[:1])
+        assert isinstance(batch, Renderable) == bool(modes)
+    with pytest.raises(
+        SettingsError, match="'Blank-v0' drew nothing in render_mode=rgb_array; give gym_family options"
+    ):
+        batch.render(0, 48, 32)
 
 
 def test_pendulum_keeps_the_contract():

@@ -8,6 +8,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import metarl
+from metarl.gym.cohorts import Cohorts
 from metarl.gym.vector import FamilyVectorEnv
 from metarl.settings import SettingsError
 
@@ -42,10 +43,14 @@ def _pair(name, mode, **settings):
     return ours, _made(name, num_envs=COUNT, **kind, **settings)
 
 
+@pytest.mark.parametrize("name", ["cartpole-length", "cartpole-whole"])
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
-def test_it_is_gymnasiums_vector_of_single_environments(mode):
-    """Ragged episodes: poles fall at different times, start anew, and fall again; every return value, and seeds that follow."""
-    ours, theirs = _pair("cartpole-length", mode, horizon=30, task={"length": 0.5})
+def test_it_is_gymnasiums_vector_of_single_environments(mode, name):
+    """Ragged episodes: poles fall at different times, start anew, and fall again; every return value, and seeds that follow.
+
+    The same whether the family's simulations can start anew one by one or only all together.
+    """
+    ours, theirs = _pair(name, mode, horizon=30, task={"length": 0.5})
     assert isinstance(ours, FamilyVectorEnv)
     for field in ("single_observation_space", "single_action_space", "observation_space", "action_space", "num_envs"):
         assert getattr(ours, field) == getattr(theirs, field), field
@@ -66,6 +71,34 @@ def test_it_is_gymnasiums_vector_of_single_environments(mode):
                 again = [env.reset(options={"reset_mask": done.copy()}) for env in (ours, theirs)]
                 _same(*({"observations": o, "info": i} for o, i in again), f"reset after {t}")
     assert len({t for t, _ in ends}) > 10, "episodes ended at many different times"
+
+
+@pytest.mark.parametrize(("name", "batches"), [("cartpole-length", 1), ("cartpole-whole", 4)])
+def test_who_starts_anew_stays_in_the_batch_where_that_is_possible(name, batches):
+    """A batch for every simulation, stepped one after another, although the family can start one of many."""
+    ours, random = _made(name, num_envs=COUNT, horizon=30), np.random.default_rng(0)
+    ours.reset(seed=0)
+    for _ in range(100):
+        ours.step(random.integers(0, 2, COUNT))
+    assert len({id(ours._simulations.where(row)[0]) for row in range(COUNT)}) == batches
+
+
+def test_of_simulations_that_started_apart_the_right_one_starts_anew():
+    """Its number taken for its place in the batch: some start first, others later, then one of the first again."""
+    family = metarl.make("cartpole-length")
+    tasks, simulations = family.sample_tasks(COUNT, "train", 0), Cohorts(family, 1)
+    for rows in ([1, 3], [0, 2], [3]):
+        seeds = np.array(rows, dtype=np.uint32)
+        first = simulations.reset(np.array(rows), tasks.rows(rows), seeds)
+        assert np.array_equal(first, family.batch(len(rows), 1).reset(tasks.rows(rows), seeds))
+        actions = np.full((COUNT, 1), rows[0] % 2)
+        step = simulations.step(actions) if rows != [1, 3] else None
+    for row, played in ((0, [0, 1]), (2, [0, 1]), (3, [1])):
+        alone = family.batch(1, 1)
+        alone.reset(tasks.rows([row]), np.array([row], dtype=np.uint32))
+        for action in played:
+            wanted = alone.step(np.array([[action]]))
+        assert np.array_equal(step.observations[row], wanted.observations[0]), row
 
 
 def test_a_fixed_horizon_ends_everywhere_at_once():

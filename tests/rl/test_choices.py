@@ -77,11 +77,12 @@ class DoorsBatch:
         return np.concatenate([np.full((len(self.rows), 1), self.time / 6, np.float32), self.legal], axis=1)
 
 
-def _learner(family, threads=1):
+def _learner(family, threads=1, normalizing=False):
     spec = family.spec
     size = spec.observation_size + (3 if spec.oracle else 0)
     policy = CategoricalPolicy(MLP((size, 8, 5)), COUNTS, spec.observation_size - 5)
     domain = RLDomain(family, policy, episodes=20, workers=Workers(threads))
+    domain = domain.normalizing() if normalizing else domain
     return MetaLearner(domain, GradientStep(domain.inner_loss, 0.3), TRPO(max_kl=0.05), 1, meta_batch_size=6)
 
 
@@ -93,10 +94,10 @@ def test_the_kit_plays_legal_choices_and_names_a_flawed_mask():
         check_family(Doors("half"))
 
 
-@pytest.mark.parametrize("oracle", [False, True])
-def test_a_learner_learns_with_legal_choices_only(oracle):
+@pytest.mark.parametrize(("oracle", "normalizing"), [(False, False), (True, False), (True, True)])
+def test_a_learner_learns_with_legal_choices_only(oracle, normalizing):
     """The simulations raise at an illegal choice; behind the mask an oracle has its task, which is no mask."""
-    learner = _learner(Doors(oracle=oracle))
+    learner = _learner(Doors(oracle=oracle), normalizing=normalizing)
     state, returns = learner.init(0), []
     for _ in range(10):
         state, metrics = learner.iteration(state)

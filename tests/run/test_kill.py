@@ -24,6 +24,7 @@ CHEETAH = (
     "eval_every=4",
     "eval_tasks=2",
     "hidden_sizes=[8]",
+    "normalize_observations=true",  # more state that must not be lost
     "threads=2",
 )
 SINUSOID = ("env=sinusoid", "iterations=600", "eval_every=50", "checkpoint_every=7", "eval_tasks=5", "threads=2")
