@@ -31,6 +31,7 @@ class Sample(NamedTuple):
         env_steps: environment steps that it took (examples, for supervised tasks).
         metrics: what else is worth logging.
         statistics: of the data, where the domain keeps any.
+        success: fraction of every task's episodes that were a success, float32 (M,), on the CPU; None where nobody judges.
     """
 
     data: Data
@@ -38,6 +39,7 @@ class Sample(NamedTuple):
     env_steps: int
     metrics: dict[str, float]
     statistics: Statistics = MappingProxyType({})
+    success: Tensor | None = None
 
 
 class Domain(Protocol):

@@ -166,9 +166,11 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     out = pathlib.Path(settings.run) / EVALUATION
     report.write(result, out, by)
     for name, run in runs.items():
-        points = zip(run[by], run["mean"], run["ci95"], strict=True)
-        shown = "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
-        say(f"{name}  {domain.metric} after {by}  {shown}")
+        for what, summary in ((domain.metric, run), ("success rate", run.get("success"))):
+            if summary is not None:
+                points = zip(run[by], summary["mean"], summary["ci95"], strict=True)
+                shown = "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
+                say(f"{name}  {what} after {by}  {shown}")
     say(f"written: {_text(out)}/curve.json, curve.csv, curve.png")
     return 0
 

@@ -231,6 +231,15 @@ class EnvBatch(Protocol):
         ...
 
 
+@runtime_checkable
+class Judging(EnvBatch, Protocol):
+    """An :class:`EnvBatch` that also says whether tasks are solved; an episode is a success if its task ever was."""
+
+    def success(self) -> np.ndarray:
+        """Return whether each simulation's last step left its task solved, bool (B,)."""
+        ...
+
+
 class Shots(NamedTuple):
     """Labelled examples of M tasks: inputs float32 (M, N, ...), targets float32 or int64 (M, N, ...)."""
 

@@ -139,6 +139,7 @@ class MetaLearner:
             "env_steps": env_steps,
             f"pre_{metric}": float(before.mean()),
             f"post_{metric}": float(after.mean()),
+            **_successes({"pre_success": samples[0], "post_success": trail.query}),
             "gain_ci95": 1.96 * float((after - before).std()) / len(before) ** 0.5 if len(before) > 1 else 0.0,
             **metrics,
             **_merged(samples),
@@ -169,6 +170,11 @@ class MetaLearner:
         cuts = chunks(support.num_tasks, support.num_samples, workers.device, self.chunk_tasks)
         parts = workers.map(lambda cut: detach(self.inner(rows(params, cut), support.rows(cut), step)), cuts)
         return stack_rows(parts)
+
+
+def _successes(samples: Mapping[str, Sample]) -> dict[str, float]:
+    """Return the mean success rate of each sample, where the family judges."""
+    return {name: float(s.success.mean()) for name, s in samples.items() if s.success is not None}
 
 
 def _merged(samples: list[Sample]) -> dict[str, float]:

@@ -81,7 +81,7 @@ def without_islands(model: mujoco.MjModel) -> mujoco.MjModel:
     return model
 
 
-def _silence_mujoco() -> None:
+def silence_mujoco() -> None:
     """Stop MuJoCo from writing MUJOCO_LOG.TXT into the working directory: its warning counters are read instead."""
     config = mujoco.MjLogConfig.get()
     if config.logto_file or config.logto_console:
@@ -107,7 +107,7 @@ class LocomotionBatch:
     def __init__(
         self, body: Body, control: Control, reward: Reward, num_envs: int, threads: int, scaled: Sequence[Scaled] = ()
     ) -> None:
-        _silence_mujoco()
+        silence_mujoco()
         self._body, self._control, self._reward = body, control, reward
         model = without_islands(load_model(body.xml, body.edit))
         # contact forces are worked out from what the last physics step left behind, which only a persistent batch keeps

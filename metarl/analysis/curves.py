@@ -6,14 +6,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from metarl.core.inner import GradientStep
 from metarl.core.params import Params, detach, expand
-from metarl.domain import Seed
+from metarl.domain import Sample, Seed
 from metarl.families import FamilyError, Tasks
 from metarl.learner import MetaLearner
 from metarl.rl.domain import RLDomain
@@ -29,11 +29,13 @@ class Curve:
         rollouts: episodes that each task has learned from before each point; in few-shot learning its support examples,
             which all updates share.
         values: float64 (points, M).
+        success: fraction of the episodes that were a success, float64 (points, M); None where the family does not judge.
     """
 
     updates: tuple[int, ...]
     rollouts: tuple[int, ...]
     values: np.ndarray
+    success: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -47,13 +49,35 @@ class Curve:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists."""
-        return {
-            "updates": list(self.updates),
-            "rollouts": list(self.rollouts),
-            "mean": self.mean.tolist(),
-            "ci95": self.ci95.tolist(),
-            "values": self.values.tolist(),
-        }
+        whole = {"updates": list(self.updates), "rollouts": list(self.rollouts), **_summary(self.values)}
+        if self.success is not None:
+            summary = _summary(self.success)
+            whole["success"] = {**summary, "ci95": np.clip(summary["ci95"], 0.0, 1.0).tolist()}  # it is a fraction
+        return whole
+
+
+class Score(NamedTuple):
+    """How M tasks did at one point: scores float64 (M,), and the fraction of episodes that were a success, (M,) or None."""
+
+    values: np.ndarray
+    success: np.ndarray | None
+
+    @staticmethod
+    def of(sample: Sample) -> Score:
+        """Keep the scores of a sample."""
+        success = None if sample.success is None else sample.success.double().numpy()
+        return Score(sample.scores.double().numpy(), success)
+
+
+def _curve(updates: Sequence[int], rollouts: Sequence[int], scores: Sequence[Score]) -> Curve:
+    solved = [score.success for score in scores if score.success is not None]
+    values = np.stack([score.values for score in scores])
+    return Curve(tuple(updates), tuple(rollouts), values, np.stack(solved) if solved else None)
+
+
+def _summary(values: np.ndarray) -> dict[str, Any]:
+    """Return mean and interval over tasks of every point (points, M), and the values themselves."""
+    return {"mean": values.mean(axis=1).tolist(), "ci95": interval(values).tolist(), "values": values.tolist()}
 
 
 def interval(values: np.ndarray) -> np.ndarray:
@@ -98,7 +122,7 @@ def parts(rollouts: int, episodes: int) -> list[int]:
     return [episodes] * (rollouts // episodes) + [rollouts % episodes] * (rollouts % episodes > 0)
 
 
-def adapt(updates: Sequence[MetaLearner], meta: Params, tasks: Tasks, seed: Seed) -> tuple[Params, list[np.ndarray]]:
+def adapt(updates: Sequence[MetaLearner], meta: Params, tasks: Tasks, seed: Seed) -> tuple[Params, list[Score]]:
     """Adapt to M tasks, one update a learner, on fresh data each.
 
     Args:
@@ -108,12 +132,12 @@ def adapt(updates: Sequence[MetaLearner], meta: Params, tasks: Tasks, seed: Seed
         seed: all randomness is a function of it.
 
     Returns:
-        Parameters (M, ...), and the scores (M,) before each update.
+        Parameters (M, ...), and the scores before each update.
     """
     params, scores = expand(detach(meta), len(tasks)), []
     for step, learner in enumerate(updates):
         sample = learner.domain.collect(params, tasks, (*seed, step), "support")
-        scores.append(sample.scores.double().numpy())
+        scores.append(Score.of(sample))
         params = learner.adapt(params, sample.data, step)
     return params, scores
 
@@ -138,7 +162,7 @@ def update_curve(
     else:  # every update sees the same support set
         shots = learner.domain.collect(params, tasks, (*seed, steps), "support").data.num_samples
         seen = [min(k, 1) * shots for k in range(steps + 1)]
-    return Curve(tuple(range(steps + 1)), tuple(seen), np.stack([*scores, last.scores.double().numpy()]))
+    return _curve(range(steps + 1), seen, [*scores, Score.of(last)])
 
 
 def rollout_curve(
@@ -151,15 +175,15 @@ def rollout_curve(
     """
     if not isinstance(learner.domain, RLDomain):
         raise SettingsError("rollouts belong to reinforcement learning; this family has labelled shots")
-    updates, values = [], []
+    updates, scores = [], []
     for count in rollouts:
         sizes = parts(count, learner.domain.episodes)
         rated = with_rates(learner, len(sizes), rates)
         sized = [with_episodes(each, size) for each, size in zip(rated, sizes, strict=True)]
         params, _ = adapt(sized, meta, tasks, seed)
         updates.append(len(sizes))
-        values.append(learner.domain.collect(params, tasks, (*seed, len(sizes)), "query").scores.double().numpy())
-    return Curve(tuple(updates), tuple(rollouts), np.stack(values))
+        scores.append(Score.of(learner.domain.collect(params, tasks, (*seed, len(sizes)), "query")))
+    return _curve(updates, rollouts, scores)
 
 
 def tune_rates(

@@ -72,8 +72,11 @@ def _write_csv(path: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Write one row for every run, point and task."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", "updates", "rollouts", "task", *result["tasks"][0], result["metric"]])
+        judged = any("success" in curve for curve in result["runs"].values())
+        header = ["run", "updates", "rollouts", "task", *result["tasks"][0], result["metric"]]
+        writer.writerow([*header, "success"] if judged else header)
         for run, curve in result["runs"].items():
-            for updates, rollouts, values in zip(curve["updates"], curve["rollouts"], curve["values"], strict=True):
-                for index, (task, value) in enumerate(zip(result["tasks"], values, strict=True)):
-                    writer.writerow([run, updates, rollouts, index, *task.values(), value])
+            for point, (updates, rollouts) in enumerate(zip(curve["updates"], curve["rollouts"], strict=True)):
+                for index, task in enumerate(result["tasks"]):
+                    row = [run, updates, rollouts, index, *task.values(), curve["values"][point][index]]
+                    writer.writerow([*row, curve["success"]["values"][point][index]] if judged else row)

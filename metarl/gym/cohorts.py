@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from metarl.families import Choices, EnvBatch, RLFamily, Step, Tasks
+from metarl.families import Choices, EnvBatch, Judging, RLFamily, Step, Tasks
 
 
 @runtime_checkable
@@ -111,6 +111,16 @@ class Cohorts:
             for into, field in zip(whole, part, strict=True):
                 into[cohort.rows[here]] = field[here]
         return Step(*whole)
+
+    def success(self, count: int) -> np.ndarray | None:
+        """Return whether the last step left each task solved, bool (B,); None where the batches do not judge."""
+        solved = np.zeros(count, dtype=bool)
+        for cohort in self._cohorts:
+            if not isinstance(cohort.batch, Judging):
+                return None
+            here = cohort.rows >= 0
+            solved[cohort.rows[here]] = cohort.batch.success()[here]
+        return solved
 
     def where(self, row: int) -> tuple[EnvBatch, int]:
         """Return the batch in which a simulation is, and its index there."""

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from metarl import families, settings
-from metarl.families import RLFamily, RLSpec, Step, Tasks
+from metarl.families import Judging, RLFamily, RLSpec, Step, Tasks
 from metarl.settings import SettingsError
 
 SIZE = (480, 320)  # of pictures: width and height
@@ -187,7 +187,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, Any]):
 
     ``reset(seed=s)`` starts the episode that the family starts at seed ``s``; without a seed, one drawn from ``np_random``.
     The task is set here or by ``reset(options={"task": ...})``, stays for all episodes that follow, and is reported in
-    ``info["task"]``.
+    ``info["task"]``; where the family judges, ``info["success"]`` says after a step whether the task is solved.
 
     Args:
         family: the family's name.
@@ -212,6 +212,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, Any]):
         self._opened = Opened.of(family, own)
         self._task = self._opened.task(task, task_seed)
         self._batch = self._opened.family.batch(1, 1)
+        self._judge = self._batch if isinstance(self._batch, Judging) else None
         drawn = isinstance(self._batch, Renderable)
         self.metadata = self._opened.metadata(drawn)
         self.render_mode = checked_mode(render_mode, family, drawn)
@@ -239,7 +240,8 @@ class FamilyEnv(gymnasium.Env[np.ndarray, Any]):
         terminated = bool(step.terminated[0])
         truncated = not terminated and (bool(step.truncated[0]) or self._elapsed >= self._opened.spec.horizon)
         observation = self._opened.observe(step.observations, self._task)[0]
-        return observation, float(step.rewards[0]), terminated, truncated, self._info()
+        judged = {} if self._judge is None else {"success": bool(self._judge.success()[0])}
+        return observation, float(step.rewards[0]), terminated, truncated, self._info() | judged
 
     def render(self) -> np.ndarray | None:
         """Draw the simulation, uint8 (320, 480, 3); None without a render mode."""

@@ -24,7 +24,8 @@ class FamilyVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """Simulations of a family that step together; each is what :class:`~metarl.gym.environment.FamilyEnv` is, to the bit.
 
     Tasks are set here or by ``reset(options={"task": ...})``, stay for all episodes that follow, automatic ones included,
-    and are reported in ``info["task"]``, one array a parameter.
+    and are reported in ``info["task"]``, one array a parameter; ``info["success"]`` says after a step which tasks are solved,
+    where the family judges.
 
     Args:
         family: the family's name.
@@ -100,10 +101,10 @@ class FamilyVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         again = np.flatnonzero(self._ended)
         if self._mode is AutoresetMode.DISABLED and len(again):
             raise gymnasium.error.ResetNeeded(f"{len(again)} episodes have ended: reset them by reset_mask")
-        fresh = self._ended.copy()
+        fresh, solved = self._ended.copy(), None
         legal = self._opened.actions(actions, self.num_envs)
         if not fresh.all():
-            step = self._simulations.step(legal)
+            step, solved = self._simulations.step(legal), self._simulations.success(self.num_envs)
             rewards = np.where(fresh, 0.0, step.rewards).astype(np.float64)
             terminated = step.terminated & ~fresh
             self._elapsed += 1
@@ -113,14 +114,18 @@ class FamilyVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             rewards, terminated, truncated = np.zeros(self.num_envs), np.zeros_like(fresh), np.zeros_like(fresh)
         self._start(again, [None] * self.num_envs)
         self._ended = terminated | truncated
-        info = self._info(np.ones(self.num_envs, dtype=bool))
+        same = self._mode is AutoresetMode.SAME_STEP  # then a new episode has begun, of which nothing is known yet
+        info = self._info(np.ones(self.num_envs, dtype=bool)) | _judged(solved, ~fresh & ~(self._ended & same))
         if self._mode is AutoresetMode.SAME_STEP and self._ended.any():
             ended = np.flatnonzero(self._ended)
             final = np.full(self.num_envs, None, dtype=object)
             for row in ended:
                 final[row] = self._observations[row].copy()
             info |= {"final_obs": final, "_final_obs": self._ended.copy()}
-            info |= {"final_info": self._info(self._ended), "_final_info": self._ended.copy()}
+            info |= {
+                "final_info": self._info(self._ended) | _judged(solved, self._ended),
+                "_final_info": self._ended.copy(),
+            }
             self._start(ended, [None] * self.num_envs)
         return self._observations.copy(), rewards, terminated, truncated, info
 
@@ -171,3 +176,8 @@ class FamilyVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         for name in self._task.names:
             task |= {name: np.where(rows, self._task[name], 0.0), f"_{name}": rows.copy()}
         return {"task": task, "_task": rows.copy()}
+
+
+def _judged(solved: np.ndarray | None, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Report who of these has solved the task, as Gymnasium reports what some simulations know; nothing if none does."""
+    return {} if solved is None or not rows.any() else {"success": solved & rows, "_success": rows.copy()}

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,18 @@ from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts, to_device
 from metarl.rl.simulations import Simulations
+
+
+class Aside(NamedTuple):
+    """What is known of rollouts beside themselves.
+
+    Attributes:
+        seconds: that an average group of simulations spent in the simulator.
+        success: fraction of every task's episodes that were a success, float32 (M,); None where simulations do not judge.
+    """
+
+    seconds: float
+    success: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -119,19 +132,20 @@ class RLDomain:
         """Roll out E episodes of every task and judge their actions."""
         del role  # support and query are both fresh rollouts
         started = time.perf_counter()
-        rollouts, physics = self.rollout(params, tasks, seed)
+        rollouts, aside = self.rollout(params, tasks, seed)
         sampled = time.perf_counter()
         data = self.judge(rollouts)
         metrics = {
             "seconds_sampling": sampled - started,
-            "seconds_physics": physics,
+            "seconds_physics": aside.seconds,
             "seconds_judging": time.perf_counter() - sampled,
             "entropy": float(self.policy.entropy(data.behaviour, data.weights).mean()),
             "episode_length": rollouts.steps / rollouts.rewards[:, 0].numel(),
         }
-        return Sample(data, rollouts.returns.mean(1).cpu(), rollouts.steps, metrics, self._moments(rollouts))
+        statistics, returns = self._moments(rollouts), rollouts.returns.mean(1).cpu()
+        return Sample(data, returns, rollouts.steps, metrics, statistics, aside.success)
 
-    def rollout(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Rollouts, float]:
+    def rollout(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Rollouts, Aside]:
         """Run E episodes of every task with its own parameters.
 
         The simulations are cut into groups, each driven by a thread of its own that alternates between physics and policy
@@ -139,15 +153,17 @@ class RLDomain:
         so that the physics of one runs on all cores while the other's actions are computed.
 
         Returns:
-            The rollouts, and the seconds that an average group spent in the simulator.
+            The rollouts, and what is known beside them.
         """
         spec = self.family.spec
         cuts, threads = groups(len(tasks), self.workers)
         actions, behaviour = self.policy.buffers(params, (len(tasks), spec.horizon, self.episodes))
         rollouts = Rollouts.empty(self._observation_size, actions, behaviour)
         pool = self._pools.setdefault(len(cuts), Workers(len(cuts)))
-        physics = pool.map(lambda g: self._roll(g, cuts[g], threads, params, tasks, seed, rollouts), range(len(cuts)))
-        return rollouts, sum(physics) / len(physics)
+        done = pool.map(lambda g: self._roll(g, cuts[g], threads, params, tasks, seed, rollouts), range(len(cuts)))
+        solved = [group.solved for group in done if group.solved is not None]
+        success = torch.tensor(np.concatenate(solved)).view(len(tasks), -1).float().mean(1) if solved else None
+        return rollouts, Aside(sum(group.seconds for group in done) / len(done), success)
 
     def judge(self, rollouts: Rollouts) -> Batch:
         """Turn rollouts into a batch with advantages normalised per task."""
@@ -228,8 +244,8 @@ class RLDomain:
 
     def _roll(
         self, group: int, cut: slice, threads: int, params: Params, tasks: Tasks, seed: Seed, out: Rollouts
-    ) -> float:
-        """Run one group's episodes into its rows of ``out``; return the seconds spent in the simulator."""
+    ) -> Simulations:
+        """Run one group's episodes into its rows of ``out``; return the simulations."""
         spec, device, episodes = self.family.spec, self.workers.device, self.episodes
         tasks, params = tasks.rows(cut), rows(params, cut)
         count = len(tasks)
@@ -257,7 +273,7 @@ class RLDomain:
             getattr(out, name)[cut] = value.transpose(0, 1)
         final = to_device(simulations.final, device).view(count, episodes, -1)
         out.final_observations[cut] = self.told(final, tasks)
-        return simulations.seconds
+        return simulations
 
 
 def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from metarl.families import EnvBatch, EnvFault, FamilyError, RLFamily, Tasks
+from metarl.families import EnvBatch, EnvFault, FamilyError, Judging, RLFamily, Tasks
 from metarl.settings import SettingsError
 
 
@@ -24,6 +24,7 @@ class Simulations:
         alive: bool (B,), whose episode has not ended.
         final: float32 (B, O), the state after each episode's last step.
         seconds: spent in the family so far.
+        solved: bool (B,), whose episode has been a success; None where the simulations do not judge.
     """
 
     def __init__(self, family: RLFamily, tasks: Tasks, episodes: int) -> None:
@@ -34,6 +35,8 @@ class Simulations:
         self.alive = np.ones(count, dtype=bool)
         self.final = np.zeros((count, spec.observation_size), dtype=np.float32)
         self.seconds = 0.0
+        self.solved: np.ndarray | None = None
+        self._judge: Judging | None = None
         self._rewards = np.zeros((spec.horizon, count), dtype=np.float32)
         self._terminated = np.zeros((spec.horizon, count), dtype=bool)
         self._truncated = np.zeros((spec.horizon, count), dtype=bool)
@@ -46,7 +49,8 @@ class Simulations:
 
     def start(self, env: EnvBatch, seeds: np.ndarray) -> np.ndarray:
         """Reset every simulation; return observations float32 (B, O)."""
-        self._env = env
+        self._env, self._judge = env, env if isinstance(env, Judging) else None
+        self.solved = None if self._judge is None else np.zeros_like(self.alive)
         with self._blamed("at step 0"):
             observations = env.reset(self._tasks.repeat(self._episodes), seeds)
             self._time = 0
@@ -67,6 +71,8 @@ class Simulations:
             rewards = self._checked("rewards", rewards, shape)
             terminated = _shaped("terminated", terminated, shape).astype(bool)
             truncated = _shaped("truncated", truncated, shape).astype(bool)
+            if self._judge is not None and self.solved is not None:
+                self.solved |= self.alive & _shaped("success", self._judge.success(), shape).astype(bool)
         t, alive = self._time, self.alive
         self._mask[t] = alive
         self._rewards[t] = np.where(alive, rewards, 0.0)

@@ -30,6 +30,8 @@ METRICS = (
     Metric("env_steps", "control steps", "support and query steps of training so far, without evaluation", ""),
     Metric("pre_*", "family's", "mean over tasks before adapting", "meta_train/pre"),
     Metric("post_*", "family's", "mean over tasks after adapting, on fresh data", "meta_train/post"),
+    Metric("pre_success", "fraction", "of episodes before adapting, where the family judges", "meta_train/pre_success"),
+    Metric("post_success", "fraction", "of episodes after adapting, likewise", "meta_train/post_success"),
     Metric("gain_ci95", "family's", "half width of the 95 % interval over tasks of post - pre", "meta_train/gain_ci95"),
     Metric("loss", "", "query loss before the meta-update", "train/loss"),
     Metric("loss_change", "", "query loss after minus before the meta-update", "train/loss_change"),
@@ -42,6 +44,7 @@ METRICS = (
     Metric("line_search_accepted", "0 or 1", "whether a candidate was accepted", "train/line_search_accepted"),
     Metric("rejected_updates", "", "meta-updates rejected so far (parameters left as they were)", "health/rejected"),
     Metric("episode_length", "control steps", "mean over the query episodes", "meta_train/episode_length"),
+    Metric("validation_success_*", "fraction", "of validation episodes, likewise", "validation/*"),
     Metric("validation_*", "family's", "mean over the validation tasks after 0, 1, ... inner updates", "validation/*"),
     Metric(
         "env_steps_per_second", "1/s", "training steps of the iteration over its seconds", "time/env_steps_per_second"

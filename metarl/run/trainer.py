@@ -153,16 +153,17 @@ def _due(state: MetaState, every: int) -> int:
 
 
 def validate(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> dict[str, float]:
-    """Adapt on fixed validation tasks; return ``validation_METRIC_k`` for k = 0..steps."""
+    """Adapt on fixed validation tasks; return ``validation_METRIC_k`` for k = 0..steps, and so the success rate if any."""
     started = time.perf_counter()
     seed = (state.seed, VALIDATION)
     drawn = learner.domain.sample_tasks(tasks, "validation", seed)
     trail = learner.at(state).explore(state.meta, drawn, seed, steps)
-    scores = [float(sample.scores.mean()) for sample in (*trail.supports, trail.query)]
-    metric = learner.domain.metric
-    return {f"validation_{metric}_{k}": score for k, score in enumerate(scores)} | {
-        "seconds_validation": time.perf_counter() - started
-    }
+    samples, metric = (*trail.supports, trail.query), learner.domain.metric
+    row = {f"validation_{metric}_{k}": float(sample.scores.mean()) for k, sample in enumerate(samples)}
+    for k, sample in enumerate(samples):
+        if sample.success is not None:
+            row[f"validation_success_{k}"] = float(sample.success.mean())
+    return row | {"seconds_validation": time.perf_counter() - started}
 
 
 def restored(

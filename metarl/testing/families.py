@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metarl import families
-from metarl.families import SPLITS, EnvBatch, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
+from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
 from metarl.gym.cohorts import Cohorts
 from metarl.testing._asserting import require
 
@@ -126,6 +126,8 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
         _array("rewards", step[1], (count,), np.float32, alive)
         _array("terminated flags", step[2], (count,), np.bool_)
         _array("truncated flags", step[3], (count,), np.bool_)
+        if isinstance(env, Judging):
+            _array("success flags", env.success(), (count,), np.bool_)
         given += step
         copies += [x.copy() for x in step]
         masked += [np.where(alive.reshape(count, *[1] * (x.ndim - 1)), x, 0) for x in step]
