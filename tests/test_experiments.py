@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import metarl
-from experiments import bandits, halfcheetah_vel, navigation, recording, tabular
+from experiments import bandits, recording, references, tabular
 from metarl import evaluate, train
 from metarl.analysis.agent import Agent
 from metarl.analysis.curves import update_curve
@@ -46,8 +46,8 @@ def test_a_text_goes_between_its_marks_and_nowhere_else(tmp_path):
 
 @pytest.mark.parametrize(
     ("mark", "file"),
-    [(halfcheetah_vel.MARK, halfcheetah_vel.README), (bandits.MARK, recording.README), (tabular.MARK, recording.README)]
-    + [(f"<!-- {env} -->", recording.README) for env in navigation.SETUP],
+    [(bandits.MARK, recording.README), (tabular.MARK, recording.README)]
+    + [(references.mark(env), recipe.readme) for env, recipe in references.RECIPES.items()],
 )
 def test_the_marks_are_there(mark, file):
     """A training of minutes or hours must not end in a refusal."""
@@ -111,7 +111,14 @@ def small(tmp_path, monkeypatch):
     ("module", "name", "words", "rows"),
     [
         (bandits, "bandit-bernoulli", ["seeds=1"], ["| 3 | ", "| gittins | "]),
-        (navigation, "navigation-2d", ["seeds=2"], ["| maml-s1 | ", "| oracle-s0 | ", "| maml, mean of seeds | "]),
+        (references, "navigation-2d", ["env=navigation-2d", "seeds=2"], ["| maml-s1 | ", "| maml, mean of seeds | "]),
+        (
+            references,
+            "halfcheetah-vel",
+            ["seeds=1"],
+            ["| oracle-s0 | ", "- gap closed after 3 updates: ", " m/s (1) | "],
+        ),
+        (references, "halfcheetah-dir", ["env=halfcheetah-dir"], ["| oracle-s0 | "]),
         (tabular, "tabular-mdp", [], ["| 3 | "]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -142,7 +149,7 @@ def test_what_is_closed_starts_at_unadapted(small):
     assert fitted["best_empirical_arm"]["closed"][3]["mean"] > 0.8
 
 
-@pytest.mark.parametrize("module", [bandits, navigation, tabular, halfcheetah_vel])
+@pytest.mark.parametrize("module", [bandits, references, tabular])
 def test_mistakes_end_with_one_line(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", "tyni=true"])
     assert module.main() == 2
