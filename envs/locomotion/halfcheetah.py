@@ -46,7 +46,12 @@ class HalfCheetahVel:
     action_scale: float = setting(1.0, "actions are divided by this before they act", above=0)
     oracle: bool = setting(False, "append the target velocity to the observation")
 
-    recommended: ClassVar[Mapping[str, Any]] = {**PLANAR, "algo.max_kl": 0.03, "iterations": 300}
+    recommended: ClassVar[Mapping[str, Any]] = {
+        **PLANAR,
+        "algo.max_kl": 0.03,
+        "iterations": 300,
+        "normalize_observations": True,  # as far after 75 iterations as without after 300
+    }
 
     def __post_init__(self) -> None:
         """Check the order of the velocity range."""
@@ -91,7 +96,8 @@ class HalfCheetahDir:
     action_scale: float = setting(1.0, "actions are divided by this before they act", above=0)
     oracle: bool = setting(False, "append the direction to the observation")
 
-    recommended: ClassVar[Mapping[str, Any]] = {**PLANAR, "algo.max_kl": 0.02}
+    # a standard deviation of 1 hides for a hundred iterations which way a rollout went
+    recommended: ClassVar[Mapping[str, Any]] = {**PLANAR, "algo.max_kl": 0.02, "init_std": 0.3, "iterations": 120}
 
     @property
     def spec(self) -> RLSpec:
