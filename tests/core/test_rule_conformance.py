@@ -99,6 +99,8 @@ class FlawedOuter:
             kept = meta if self.flaw != "copies" else {n: v.clone() for n, v in meta.items()}
             count = state["rejected"] + (self.flaw != "does not count")
             return Update(kept, state | {"rejected": count}, {"rejected_updates": float(count)})
+        if self.flaw == "hesitates" and state["rejected"] == 0:
+            return Update(meta, state | {"rejected": torch.tensor(1)}, {"rejected_updates": 1.0})
         rate = -0.05 if self.flaw == "climbs" else 0.05
         if self.flaw == "forgets":
             rate *= 1 + int(state["calls"].data_ptr() == self.known.setdefault("p", state["calls"].data_ptr()))
@@ -129,6 +131,11 @@ def test_a_flawed_outer_rule_is_caught(flaw, rule):
 @pytest.mark.parametrize("rule", [TRPO(max_kl=0.02), Adam(1e-2), SGD(0.05), Reptile()], ids=str)
 def test_the_outer_rules_keep_the_contract(rule):
     check_outer_rule(rule, max_kl=0.02 if isinstance(rule, TRPO) else None)
+
+
+def test_a_rule_that_has_rejected_before_is_sound():
+    """A kit that takes the count of all rejections for that of the last one."""
+    check_outer_rule(FlawedOuter("hesitates"))
 
 
 def test_a_step_beyond_the_bound_is_caught():
