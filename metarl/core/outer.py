@@ -323,7 +323,8 @@ class Reptile:
         clock.lap("seconds_meta_gradient")
         way = {name: adapted[name] - value for name, value in meta.items()}
         if not is_finite(way):
-            return _skip(meta, state, before, clock)
+            state, counters = _rejections(state, True, "the adapted parameters are not finite")
+            return Update(meta, state, {"loss": before.loss, "step_norm": 0.0} | counters | clock.laps)
         state, counters = _rejections(state, False, "")
         metrics = {"loss": before.loss, "step_norm": self.lr * float(ravel(way).norm())}
         stepped = {name: value + self.lr * way[name] for name, value in meta.items()}

@@ -255,3 +255,16 @@ def test_reptile_goes_to_the_mean_of_what_the_tasks_adapt_to():
     reptile = Reptile(epsilon)
     update = reptile.step({"x": theta}, Objective(rule, [support, support], query, Query()), reptile.init({}))
     torch.testing.assert_close(ravel(update.meta), theta + epsilon * (x.mean(0) - theta))
+
+
+def test_reptile_says_why_it_rejects():
+    """A warning of a meta-gradient, which it does not take."""
+    theta, support, query = _problem(6)
+    broken, reptile = Quadratics(support.a * torch.nan, support.b), Reptile()
+    state, meta = reptile.init({}), {"x": theta}
+    objective = Objective(GradientStep(_loss, 0.1), [broken], query, Query())
+    for _ in range(4):
+        state = reptile.step(meta, objective, state).state
+    with pytest.warns(RuntimeWarning, match=r"last 5 .* \(the adapted parameters are not finite\)"):
+        update = reptile.step(meta, objective, state)
+    assert update.meta is meta
