@@ -37,6 +37,19 @@ class Algorithm(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class PlainInner:
+    """Gradient steps that nobody differentiates: nothing to leave out, and no step sizes to learn."""
+
+    adapt: tuple[str, ...] = setting(("*",), "patterns of the parameters that adapt; head: the last layer")
+
+    def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
+        """Build a gradient step."""
+        from metarl.core import GradientStep
+
+        return GradientStep(inner_loss, inner_lr, first_order=True, subset=_subset(self.adapt, names))
+
+
+@dataclasses.dataclass(frozen=True)
 class GradientInner:
     """Gradient steps."""
 
@@ -51,10 +64,7 @@ class GradientInner:
         """Build a gradient step."""
         from metarl.core import GradientStep, LearnedRates
 
-        subset = tuple(name for pattern in self.adapt for name in (head(names) if pattern == "head" else [pattern]))
-        if not subset:
-            raise SettingsError("algo.adapt=[] adapts nothing; name patterns of parameters such as algo.adapt=[head]")
-        rates = None
+        subset, rates = _subset(self.adapt, names), None
         if self.rates != "fixed":
             rates = LearnedRates(inner_lr, self.rates == "weight", self.rates_steps)
         elif self.rates_steps > 1:
@@ -199,6 +209,13 @@ def head(names: Sequence[str]) -> list[str]:
     return [name for name in layers if name.rpartition(".")[0] == last] + loose
 
 
+def _subset(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    subset = tuple(name for pattern in patterns for name in (head(names) if pattern == "head" else [pattern]))
+    if not subset:
+        raise SettingsError("algo.adapt=[] adapts nothing; name patterns of parameters such as algo.adapt=[head]")
+    return subset
+
+
 _FIRST, _HEAD, _WEIGHT = {"first_order": True}, {"adapt": ("head",)}, {"rates": "weight"}
 _TRPO = "Schulman et al. (2015), arXiv:1502.05477"
 _FOMAML = f"{_MAML}, section 5.2"
@@ -228,7 +245,7 @@ ALGORITHMS: dict[str, type] = {
     ),
     "imaml-adam": preset(ProximalInner, AdamOuter, "A regularised optimum, differentiated implicitly; Adam.", _IMAML),
     "reptile": preset(
-        GradientInner,
+        PlainInner,
         ReptileOuter,
         "Toward the mean of the adapted parameters, without a meta-gradient.",
         "Nichol, Achiam and Schulman (2018), arXiv:1803.02999",

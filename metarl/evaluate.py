@@ -35,7 +35,9 @@ class EvaluateSettings:
     rollouts: tuple[int, ...] = setting((), "score after so many rollouts instead of after updates: [0,1,5,20]", low=0)
     split: str = setting("test", "which tasks", choices=("train", "validation", "test"))
     inner_lr: tuple[float, ...] = setting(
-        (), "step size of each update, the last for all later; empty: training's", above=0
+        (),
+        "step size of each update, the last for all later; empty: training's; learned rates are scaled by it / training's",
+        above=0,
     )
     tune: bool = setting(False, "choose the step sizes on 20 validation tasks, for every run by itself")
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
@@ -142,6 +144,8 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     from metarl.run.provenance import provenance
 
     agents = {name: load(path, settings.checkpoint, settings.device) for name, path in paths.items()}
+    for name, agent in agents.items():
+        _refuse_rates(name, agent, settings)
     first = next(iter(agents.values()))
     tasks = _tasks(settings, first, settings.tasks)
     runs, notes = {}, {}
@@ -186,6 +190,22 @@ def _tasks(settings: EvaluateSettings, agent: Agent, count: int) -> Tasks:
     return agent.learner.domain.sample_tasks(count, cast(Split, settings.split), _stream(settings))
 
 
+def _adapts(agent: Agent) -> bool:
+    """Tell whether a run is adapted: an oracle, which observes its task, is shown as it is."""
+    return not agent.config.env_settings.get("oracle") or agent.config.run.inner_steps > 0
+
+
+def _refuse_rates(name: str, agent: Agent, settings: EvaluateSettings) -> None:
+    """Refuse step sizes for a run that has none, before another run has been evaluated for hours."""
+    from metarl.analysis.curves import with_rates
+
+    if _adapts(agent) and (settings.tune or settings.inner_lr):
+        try:
+            with_rates(agent.learner, 1, settings.inner_lr or (agent.config.run.inner_lr,))
+        except SettingsError as error:
+            raise SettingsError(f"{name}: {error}") from error
+
+
 def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluate one run; returns its entry of ``curve.json`` and how it was adapted."""
     import numpy as np
@@ -200,8 +220,7 @@ def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) ->
         "adapted": True,
         "env": {"name": agent.config.env, **agent.config.env_settings},
     }
-    # an oracle observes its task, so it is shown without adapting
-    if agent.config.env_settings.get("oracle") and trained.inner_steps == 0:
+    if not _adapts(agent):
         return curves.update_curve(learner, agent.meta, tasks, seed, 0).to_json(), {**note, "adapted": False}
     if settings.tune:
         held = learner.domain.sample_tasks(20, "validation", (settings.seed, VALIDATION))

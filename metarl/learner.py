@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from metarl.core.adapt import Objective
-from metarl.core.inner import InnerRule
-from metarl.core.outer import OuterRule, State
+from metarl.core.inner import GradientStep, InnerRule
+from metarl.core.outer import OuterRule, Reptile, State
 from metarl.core.parallel import chunks
 from metarl.core.params import Params, detach, expand, rows, stack_rows
 from metarl.domain import Domain, Sample, Seed, Statistics
@@ -66,7 +66,8 @@ class MetaLearner:
         chunk_tasks: tasks differentiated at once; None chooses by the number of samples.
 
     Raises:
-        SettingsError: where the outer rule needs a distribution and the domain predicts none.
+        SettingsError: where the outer rule needs a distribution and the domain predicts none, or where ``inner_steps`` is 0
+            and the rules learn from adapting alone (Reptile) or adapt from zero (CAVIA).
 
     Example:
         >>> import metarl
@@ -90,6 +91,20 @@ class MetaLearner:
             raise SettingsError(
                 f"{type(self.outer).__name__} needs predictions that are a distribution, and this family's"
                 f" {self.domain.metric} loss has none; choose algo=maml-adam"
+            )
+        if self.inner_steps == 0:
+            self._refuse_never_adapting()
+
+    def _refuse_never_adapting(self) -> None:
+        reason = ""
+        if isinstance(self.outer, Reptile):
+            reason = "Reptile learns from adapting alone, and would change nothing"
+        elif isinstance(self.inner, GradientStep) and self.inner.from_zero:
+            # each adaptation would begin elsewhere than where training ended
+            reason = "a context that never starts from zero would be learned like a weight"
+        if reason:
+            raise SettingsError(
+                f"inner_steps=0 does not fit this algorithm: {reason}; choose algo=maml-adam or maml-trpo"
             )
 
     def init(self, seed: int = 0) -> MetaState:

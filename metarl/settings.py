@@ -112,7 +112,8 @@ def _coerced(name: str, value: Any, arm: Any) -> Any:
         element = typing.get_args(arm)[0]
         if isinstance(value, list | tuple):
             return tuple(_coerced(name, item, element) for item in value)
-        raise SettingsError(f"{name}={value} must be a list such as {name}=[1,2]")
+        example = value if element is str else "1,2"
+        raise SettingsError(f"{name}={value} must be a list such as {name}=[{example}]")
     if arm is bool and isinstance(value, bool):
         return value
     if arm is int and not isinstance(value, bool):

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 import metarl
-from metarl import algorithms, train
+from metarl import algorithms, evaluate, train
 from metarl.core.params import expand
 from metarl.settings import SettingsError
 
@@ -84,6 +84,7 @@ def test_learned_rates_are_learned(tmp_path):
         ({"adapt": ("9.*",)}, r"nothing to adapt: '9\.\*' meets none of 0\.weight"),
         ({"adapt": ()}, r"algo\.adapt=\[\] adapts nothing"),
         ({"rates_steps": 2}, r"algo\.rates_steps=2 needs learned rates: algo\.rates=tensor or weight"),
+        ({"adapt": "head"}, r"algo\.adapt=head must be a list such as algo\.adapt=\[head\]"),
         ({"rates": "weigth"}, r"algo\.rates=weigth is not one of .* Did you mean 'weight'\?"),
     ],
 )
@@ -96,3 +97,68 @@ def test_what_makes_no_sense_is_refused(settings, reason):
 def test_a_trust_region_without_a_distribution_is_refused():
     with pytest.raises(SettingsError, match="needs predictions that are a distribution"):
         metarl.build("sinusoid", "meta-sgd-trpo")
+
+
+@pytest.mark.parametrize("setting", ["first_order", "rates", "rates_steps"])
+def test_reptile_has_no_settings_of_a_meta_gradient_that_it_does_not_take(setting):
+    """Rates that are said to be learned, and never move."""
+    with pytest.raises(SettingsError, match=f"Unknown setting 'algo.{setting}'"):
+        algorithms.make("reptile", **{setting: 1})
+
+
+@pytest.mark.parametrize("algo", algorithms.names())
+def test_training_without_adapting_learns_what_adapting_starts_from(algo):
+    """A reference that never changes (Reptile), or whose context was learned and is set to 0 by the first update (CAVIA)."""
+    build = {"inner_steps": 0, "meta_batch_size": 2, "episodes_per_task": 2, "hidden_sizes": (4,), "threads": 1}
+    if algo.startswith(("reptile", "cavia")):
+        with pytest.raises(
+            SettingsError, match=r"inner_steps=0 does not fit this algorithm: .*; choose algo=maml-adam"
+        ):
+            metarl.build("navigation-2d", algo, **build)
+        return
+    learner = metarl.build("navigation-2d", algo, env_settings={"horizon": 8}, **build)
+    start = learner.init(0)
+    state, metrics = learner.iteration(start)
+    assert metrics["pre_return"] == metrics["post_return"]
+    moved = {name for name in start.meta if not torch.equal(start.meta[name], state.meta[name])}
+    assert moved == {name for name in start.meta if not name.startswith("rate.")}
+
+
+@pytest.fixture
+def trained(tmp_path, capsys):
+    """Train two iterations on sinusoid by an algorithm; return the exit code, the directory and what was written to stderr."""
+
+    def run(name, algo, *words):
+        words = [
+            *words,
+            "env=sinusoid",
+            f"algo={algo}",
+            "hidden_sizes=[4]",
+            "meta_batch_size=2",
+            "eval_every=0",
+            "threads=1",
+        ]
+        code = train.main([*words, "iterations=1", f"run_dir={tmp_path / name}"])
+        return code, tmp_path / name, capsys.readouterr().err
+
+    return run
+
+
+def test_a_warm_start_from_another_algorithm_names_what_is_missing(trained):
+    """ "rate.0.0.weight is None there; use the same hidden_sizes": they are the same."""
+    source = trained("maml", "maml-adam")[1]
+    for algo, missing in (("meta-sgd-adam", "rate.0.0.weight"), ("cavia-adam", "context")):
+        code, _, shown = trained("other", algo, f"init_from={source}")
+        assert code == 2
+        assert f"another network: {missing} is missing there and" in shown
+        assert "use the same hidden_sizes, family and algorithm" in shown
+    assert trained("implicit", "imaml-adam", f"init_from={source}")[0] == 0  # it has the same parameters
+
+
+@pytest.mark.parametrize("word", ["tune=true", "inner_lr=0.1"])
+def test_step_sizes_for_a_solver_are_refused_before_anything_is_evaluated(trained, capsys, monkeypatch, word):
+    """A line that names a class and no setting, after another run has been evaluated for an hour."""
+    maml, implicit = (trained(algo, algo)[1] for algo in ("maml-adam", "imaml-adam"))
+    monkeypatch.setattr(evaluate, "_curve", lambda *_: pytest.fail("evaluated"))
+    assert evaluate.main([f"run={maml}", f"compare=[{implicit}]", "tasks=2", word]) == 2
+    assert "imaml-adam: the inner rule ProximalSolve has no step size to choose; leave" in capsys.readouterr().err

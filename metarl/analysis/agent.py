@@ -126,7 +126,8 @@ class Agent:
             rollouts: episodes to learn from; one update for every ``episodes_per_task`` of them, at least one.
             seed: of resets and actions.
             inner_lr: step size of each update, the last for all that follow; nothing keeps training's. Fewer rollouts than
-                in training give a noisier gradient, for which a smaller one is better.
+                in training give a noisier gradient, for which a smaller one is better. Learned rates are scaled by it over
+                training's.
 
         Returns:
             The adapted policy, and the returns before each update and after the last (on fresh rollouts).

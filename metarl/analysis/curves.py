@@ -97,7 +97,9 @@ def with_rate(learner: MetaLearner, lr: float) -> MetaLearner:
         SettingsError: if the inner rule has no single step size.
     """
     if not isinstance(learner.inner, GradientStep):  # a solver's step size changes how it gets there, not where
-        raise SettingsError(f"inner_lr does not apply to the inner rule {type(learner.inner).__name__}")
+        raise SettingsError(
+            f"the inner rule {type(learner.inner).__name__} has no step size to choose; leave inner_lr= and tune= out"
+        )
     return dataclasses.replace(learner, inner=dataclasses.replace(learner.inner, lr=lr))
 
 

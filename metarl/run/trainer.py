@@ -227,9 +227,10 @@ def _refuse_other_network(meta: Params, own: Params, where: str) -> None:
     shapes, wanted = ({name: tuple(v.shape) for name, v in params.items()} for params in (meta, own))
     if shapes != wanted:
         culprit = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+        there, here = (found.get(culprit, "missing") for found in (shapes, wanted))
         raise SettingsError(
-            f"{where} has another network: {culprit} is {shapes.get(culprit)} there and"
-            f" {wanted.get(culprit)} here; use the same hidden_sizes and family"
+            f"{where} has another network: {culprit} is {there} there and {here} here;"
+            " use the same hidden_sizes, family and algorithm"
         )
 
 

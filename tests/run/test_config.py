@@ -286,15 +286,7 @@ def test_other_yaml_is_refused(text: str) -> None:
             ["algo=reptile"],
             [
                 "algo",
-                *(
-                    "algo.rate",
-                    "algo.depth",
-                    "algo.first_order",
-                    "algo.adapt",
-                    "algo.rates",
-                    "algo.rates_steps",
-                    "algo.lr",
-                ),
+                *("algo.rate", "algo.depth", "algo.adapt", "algo.lr"),
                 *("run.inner_steps", "run.gamma", "run.eval_steps"),
             ],
         ),
