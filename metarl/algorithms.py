@@ -216,6 +216,8 @@ def _subset(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     return subset
 
 
+# Fisher products need a derivative that is linear, and adapted parameters that are those of the whole support set
+_CAREFUL = {"solve_iterations": 20, "fisher_fraction": 1.0}
 _FIRST, _HEAD, _WEIGHT = {"first_order": True}, {"adapt": ("head",)}, {"rates": "weight"}
 _TRPO = "Schulman et al. (2015), arXiv:1502.05477"
 _FOMAML = f"{_MAML}, section 5.2"
@@ -241,7 +243,7 @@ ALGORITHMS: dict[str, type] = {
     "cavia-trpo": preset(ContextInner, TrpoOuter, "Only a few added inputs adapt, trust region.", _CAVIA, inner_lr=1.0),
     "cavia-adam": preset(ContextInner, AdamOuter, "Only a few added inputs adapt, Adam.", _CAVIA, inner_lr=1.0),
     "imaml-trpo": preset(
-        ProximalInner, TrpoOuter, "A regularised optimum, differentiated implicitly; trust region.", _IMAML
+        ProximalInner, TrpoOuter, "A regularised optimum, differentiated implicitly; trust region.", _IMAML, _CAREFUL
     ),
     "imaml-adam": preset(ProximalInner, AdamOuter, "A regularised optimum, differentiated implicitly; Adam.", _IMAML),
     "reptile": preset(

@@ -58,6 +58,11 @@ class LearnedRates:
     per_weight: bool = True
     steps: int = 1
 
+    def __post_init__(self) -> None:
+        """Check the numbers: the start divides, and a rule takes at least one step."""
+        if self.start == 0 or self.steps < 1:
+            raise ValueError(f"start={self.start} must not be 0, and steps={self.steps} must be at least 1")
+
     def init(self, params: Params) -> Params:
         """Return the rates of these parameters, ``rate.<step>.<name>``."""
         return {
@@ -140,5 +145,5 @@ class GradientStep:
         return self.rates.of(params, name, step) * (self.lr / self.rates.start)
 
     def _adapting(self, params: Iterable[str]) -> list[str]:
-        model = (name for name in params if not name.startswith(RATE))
+        model = (name for name in params if self.rates is None or not name.startswith(RATE))
         return [name for name in model if any(fnmatchcase(name, pattern) for pattern in self.subset)]

@@ -27,7 +27,8 @@ class ProximalSolve:
     task ends by itself. The derivative is the inverse above, by conjugate gradient on Hessian-vector products at the
     solution: memory does not grow with the steps. Where a task's I + H/lambda is seen not to be positive definite, its last
     sound iterate counts, and without one the identity, which is the first-order derivative. The derivative is as exact as
-    the two solutions are.
+    the two solutions are; conjugate gradient that stops early is not quite a linear map, so that a trust region's Fisher
+    products, which need one, want more iterations than a gradient does.
 
     Attributes:
         loss: support loss of every task, (M,).
@@ -49,6 +50,11 @@ class ProximalSolve:
     tolerance: float = 1e-3
     cg_iterations: int = 5
     first_order: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the strength, which divides."""
+        if self.strength <= 0:
+            raise ValueError(f"strength={self.strength} must be greater than 0")
 
     def init(self, params: Params) -> Params:
         """Return nothing: the rule learns nothing of its own."""
@@ -121,6 +127,8 @@ def _conjugate_gradients(product: Callable[[Sequence[Tensor]], list[Tensor]], b:
         curvature = _dot(direction, image)
         going = going & (curvature > 0) & (square > target)  # the former also catches NaN
         step = torch.where(going, square / torch.where(going, curvature, 1.0), 0.0)
+        # where a task has stopped its image may be infinite, and 0 times that is NaN
+        image = [torch.where(_broadcast(going, i), i, 0.0) for i in image]
         x = [v + _broadcast(step, v) * d for v, d in zip(x, direction, strict=True)]
         residual = [v - _broadcast(step, v) * i for v, i in zip(residual, image, strict=True)]
         following = _dot(residual, residual)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metarl.core import GradientStep, LearnedRates, Objective, ProximalSolve, Reptile, Terms, adapt
 from metarl.core.params import expand, leaf, ravel
+from metarl.core.proximal import _conjugate_gradients
 from metarl.core.solvers import linearize
 from metarl.testing import check_inner_rule
 
@@ -268,3 +269,29 @@ def test_reptile_says_why_it_rejects():
     with pytest.warns(RuntimeWarning, match=r"last 5 .* \(the adapted parameters are not finite\)"):
         update = reptile.step(meta, objective, state)
     assert update.meta is meta
+
+
+def test_a_task_whose_products_overflow_keeps_its_last_sound_iterate():
+    """Task 0's second product is infinite; 0 times that would be NaN, in it and in the mean over tasks."""
+    theta, support, _ = _problem(6)
+    calls = []
+
+    def product(v):
+        calls.append(1)
+        image = torch.einsum("mij,mj->mi", support.a, v[0])
+        if len(calls) == 2:
+            image[0] = torch.inf
+        return [image]
+
+    b = torch.randn(M, P, dtype=torch.double)
+    (x,) = _conjugate_gradients(product, (b,), 20)
+    step = b[0].square().sum() / (b[0] @ support.a[0] @ b[0])
+    torch.testing.assert_close(x[0], step * b[0])
+    torch.testing.assert_close(x[1:], torch.linalg.solve(support.a[1:], b[1:]), rtol=1e-8, atol=1e-8)
+
+
+def test_numbers_that_divide_are_checked():
+    """A rate that starts at 0 or a strength of 0 would give NaN much later."""
+    for make in (lambda: LearnedRates(0.0), lambda: LearnedRates(0.1, steps=0), lambda: ProximalSolve(_loss, 0.1, 0.0)):
+        with pytest.raises(ValueError, match="must"):
+            make()
