@@ -312,5 +312,5 @@ def test_legal_choices_are_listed_once():
     with pytest.raises(SettingsError) as refused:
         families.make("bandit-bernoulli", protocol="zzz")
     assert str(refused.value) == "env.protocol=zzz is not one of fit, trial"
-    with pytest.raises(SettingsError, match="is not one of fit, trial. Did you mean 'trial'"):
+    with pytest.raises(SettingsError, match=r"is not one of fit, trial\. Did you mean 'trial'"):
         families.make("bandit-bernoulli", protocol="trail")
