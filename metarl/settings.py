@@ -95,7 +95,9 @@ def _checked(name: str, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
     low, high, above, choices = (meta.get(key) for key in ("low", "high", "above", "choices"))
     for item in items:
         if choices and item not in choices:
-            raise SettingsError(f"{name}={item} is not one of {', '.join(choices)}. {nearest(str(item), choices)}")
+            guess = nearest(str(item), choices)
+            hint = f". {guess}" if guess.startswith("Did") else ""  # or it lists what has just been listed
+            raise SettingsError(f"{name}={item} is not one of {', '.join(choices)}{hint}")
         if isinstance(item, float) and not math.isfinite(item):
             raise SettingsError(f"{name}={item} must be a finite number")
         if low is not None and item < low:

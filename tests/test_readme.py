@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import metarl
-from metarl import algorithms, evaluate, families, train
+from metarl import algorithms, evaluate, families, listing, train
 from metarl.core.params import ravel
 from metarl.run import arguments, metrics
 
@@ -131,10 +131,30 @@ def test_families_are_named():
 
 
 def test_families_are_listed(capsys):
-    """The command exists, and lists every family."""
+    """The command exists, lists every family, and can be read: a task of 550 numbers once made every line 16,000 wide."""
     done = subprocess.run([sys.executable, "-m", "metarl.families"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == sorted(families._entry_points())
+    head, *lines = done.stdout.splitlines()
+    assert re.split("  +", head) == ["family", "observation", "action", "horizon", "control step", "package", "task"]
+    assert [line.split()[0] for line in lines if line[0] != " "] == sorted(families._entry_points())
+    assert max(map(len, lines)) < 175
+    rows = [re.split("  +", line) for line in lines]
+    assert ["halfcheetah-vel", "17", "6 in -1 to 1", "200", "0.05 s", "metarl-toolkit", "velocity: 0 to 2 m/s"] in rows
+    at = next(row for row, line in enumerate(lines) if line.startswith("tabular-mdp "))
+    assert rows[at][-1] == "reward_0_0 ... reward_9_4 (50): -4 to 6 reward;"
+    assert lines[at + 1] == " " * head.index("task") + "to_0_0_0 ... to_9_4_9 (500): 0 to 1 probability"
+
+
+def test_task_parameters_are_grouped():
+    """Catches ranges that are not a parameter's own: neighbours of another kind, end or unit, or the same ones apart."""
+    names = [("p0", 0, 1), ("p1", 0, 1), ("q", 0, 1), ("mass_a", 1 / 3, 2), ("mass_b", 1 / 3, 2), ("mass_c", 1 / 3, 2)]
+    names += [("mass_d", 1 / 3, 3), ("p2", 0, 1)]
+    text = listing.describe([families.TaskParameter(*one, "kg") for one in names])
+    assert text == (
+        "p0, p1: 0 to 1 kg; q: 0 to 1 kg; mass_a ... mass_c (3): 0.3333 to 2 kg; mass_d: 0.3333 to 3 kg; p2: 0 to 1 kg"
+    )
+    units = [families.TaskParameter("a", -1, 1, "-1 back, +1 on"), families.TaskParameter("b", 0, 12345.6, "")]
+    assert listing.describe(units) == "a: -1 to 1 (-1 back, +1 on); b: 0 to 1.235e+04"
 
 
 def test_a_family_is_a_gymnasium_environment():

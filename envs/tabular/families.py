@@ -115,10 +115,10 @@ class TabularBatch:
         """Start some worlds in state 0; return their observations (k, S)."""
         count, (means, steps) = len(self._state), tables(tasks, self._states)
         whole = self._means.reshape(count, -1).copy()  # it may be the tasks' own
-        whole[envs] = means.reshape(len(envs), -1)
+        whole[envs] = means.reshape(len(envs), whole.shape[1])
         self._means = whole.reshape(-1)
         self._cumulated.reshape(count, -1, self._states)[envs] = steps.cumsum(axis=-1).reshape(
-            len(envs), -1, self._states
+            len(envs), whole.shape[1], self._states
         )
         self._keys[envs] = counters.later(counters.keys(seeds), 2 * self._time)
         self._state[envs], self._ends[envs] = 0, self._time + self._horizon

@@ -75,7 +75,8 @@ def one_task(task: Mapping[str, float] | Tasks, spec: RLSpec, env: str) -> Tasks
         SettingsError: if it is anything else.
     """
     names = tuple(parameter.name for parameter in spec.parameters)
-    remedy = f"a task of {env} is one number for each of: {', '.join(names)}"
+    shown = names if len(names) <= 20 else (*names[:5], f"... {names[-1]} ({len(names)} in all)")
+    remedy = f"a task of {env} is one number for each of: {', '.join(shown)}"
     if not isinstance(task, Mapping | Tasks):
         raise SettingsError(f"{type(task).__name__} is no task and no gymnasium.Env; {remedy}")
     rows = task.to_json() if isinstance(task, Tasks) else [dict(task)]
@@ -144,12 +145,17 @@ class Opened:
 
     def actions(self, actions: Any, count: int) -> np.ndarray:
         """Return actions of ``count`` simulations as the family takes them, (B, A)."""
-        dtype = np.float32 if self.spec.choices is None else np.int64
+        choices, wanted = self.spec.choices, f"{count} actions of {self.action_space}"
+        wanted = f"'{self.name}' takes {wanted if count > 1 else f'an action of {self.action_space}'}"
         try:
-            return np.array(actions, dtype=dtype).reshape(count, self.spec.action_size)
+            given = np.array(actions, dtype=np.float32 if choices is None else np.int64)
+            given = given.reshape(count, self.spec.action_size)
         except ValueError as error:
-            wanted = f"{count} actions of {self.action_space}" if count > 1 else f"an action of {self.action_space}"
-            raise ValueError(f"got {np.shape(actions)} numbers; '{self.name}' takes {wanted}") from error
+            raise ValueError(f"got {np.shape(actions)} numbers; {wanted}") from error
+        # a choice beyond the last could be a neighbour's first
+        if choices is not None and ((given < 0) | (given >= choices.counts)).any():
+            raise ValueError(f"got {actions}; {wanted}")
+        return given
 
     def observe(self, observations: np.ndarray, tasks: Tasks) -> np.ndarray:
         """Return what is observed, float32 (B, O): for an oracle with the task, scaled from its range to [-1, 1]."""

@@ -26,7 +26,7 @@ class Transitions(NamedTuple):
         actions: (B, A), as the environments took them.
         after: float32 (B, O), the observations that they led to.
         rewards: float64 (B,), the environments' own.
-        infos: what the environments reported, one dictionary each.
+        infos: what the environments reported, one dictionary each; of an episode that has ended, what it reported last.
     """
 
     tasks: Tasks
@@ -117,6 +117,7 @@ class GymBatch:
         self._space, self._actions = self._envs[0].observation_space, self._envs[0].action_space
         self._tasks = Tasks((), np.zeros((num_envs, 0)))
         self._observations = np.zeros((num_envs, base.sizes[0]), dtype=np.float32)
+        self._infos: list[Mapping[str, Any]] = [{} for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, dtype=bool)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
 
@@ -142,11 +143,10 @@ class GymBatch:
         """Step the environments whose episodes have not ended; the others stand still."""
         count = len(self._envs)
         before, rewards = self._observations.copy(), np.zeros(count)
-        infos: list[Mapping[str, Any]] = [{} for _ in range(count)]
         terminated, truncated = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         taken = actions if self._base.choices else np.clip(actions, *self._base.bounds)
         for row in np.flatnonzero(~self._ended):
-            observation, rewards[row], terminated[row], truncated[row], infos[row] = self._envs[row].step(
+            observation, rewards[row], terminated[row], truncated[row], self._infos[row] = self._envs[row].step(
                 self._action(taken[row])
             )
             self._observations[row] = self._flat(observation)
@@ -155,7 +155,8 @@ class GymBatch:
         self._ended = self._ended | terminated | truncated
         after = self._observations.copy()
         if self._base.reward is not None:
-            rewards = np.asarray(self._base.reward(Transitions(self._tasks, before, taken, after, rewards, infos)))
+            transitions = Transitions(self._tasks, before, taken, after, rewards, list(self._infos))
+            rewards = np.asarray(self._base.reward(transitions))
         return Step(after, rewards.astype(np.float32), terminated, truncated)
 
     @property
@@ -240,13 +241,21 @@ def gym_family(
         the ends of every range, such as ``gravity_low`` and ``gravity_high``.
 
     Raises:
-        SettingsError: if tasks change nothing, or there is no time limit.
+        SettingsError: if tasks change nothing, have no finite ranges with names of their own, or there is no time limit.
     """
     if change is None and reward is None:
         raise SettingsError(f"tasks of '{base}' change nothing: give change, reward or both")
-    for name in [p.name for p in parameters] or [""]:
+    names = [p.name for p in parameters]
+    for name in names or [""]:
         if not name.isidentifier():
             raise SettingsError(f"'{base}' needs at least one task parameter, with a Python name; got '{name}'")
+        if names.count(name) > 1:
+            raise SettingsError(f"'{base}' has two task parameters called '{name}'; give each its own name")
+    for p in parameters:
+        if not np.isfinite([p.low, p.high]).all():
+            raise SettingsError(f"'{base}' has {p.name} from {p.low} to {p.high}: a range needs finite ends")
+    if horizon is not None and horizon < 1:
+        raise SettingsError(f"horizon={horizon} of '{base}' is too small: it must be at least 1")
     try:
         limit = horizon or gymnasium.spec(base).max_episode_steps
     except gymnasium.error.Error as error:

@@ -44,6 +44,23 @@ def test_time_limits_are_counted_for_every_simulation(name):
     check_family(families.make(name, horizon=10))
 
 
+@pytest.mark.parametrize("name", [*HORIZON_TEN, "bandit-gaussian", "navigation-2d-sparse"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_none_or_all_may_start_anew(name, count):
+    """Shapes that cannot be worked out from nothing, and whoever starts anew at an end that all share."""
+    family = families.make(name)
+    tasks, seeds = family.sample_tasks(count, "train", 0), np.arange(count, dtype=np.uint32)
+    played, whole = family.batch(count, 1), family.batch(count, 1)
+    played.reset(tasks, seeds + 9)
+    actions = np.zeros((count, family.spec.action_size), np.float32 if family.spec.choices is None else np.int64)
+    played.step(actions)
+    none = played.restart(np.zeros(0, dtype=int), tasks.rows(slice(0)), seeds[:0])
+    assert none.shape == (0, family.spec.observation_size)
+    assert np.array_equal(played.restart(np.arange(count), tasks, seeds), whole.reset(tasks, seeds))
+    for ours, theirs in zip(played.step(actions), whole.step(actions), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
 # -- families with a flaw ----------------------------------------------------------------------------------------------
 
 

@@ -76,7 +76,8 @@ def test_the_table_says_what_is_missing(absent):
     """A table that ends at the first family without its extra."""
     from metarl import listing
 
-    assert [listing.row(name) for name in NAMES] == [[name, f"({REMEDY})"] for name in NAMES]
+    rows = [[name, "", "", "", "", "metarl-toolkit", f"({REMEDY})"] for name in NAMES]
+    assert [listing.row(name) for name in NAMES] == rows
 
 
 # -- tasks, which need no simulator --------------------------------------------------------------------------------------

@@ -162,6 +162,28 @@ def test_what_is_wrong_is_refused(settings, said):
         _made("halfcheetah-vel", **settings)
 
 
+@pytest.mark.parametrize("arms", [[5, 0, 0], [0, 0, -1], [-1, 0, 0]])
+def test_a_choice_that_is_none_is_refused(arms):
+    """The sixth of five arms was the first of the next simulation's bandit, and the one before the first the last of its own."""
+    task = [{f"p{arm}": float(arm == 0) for arm in range(5)}] * 3
+    envs = gymnasium.make_vec("metarl/bandit-bernoulli-v0", num_envs=3, task=task)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"takes 3 actions of Discrete\(5\)"):
+        envs.step(np.array(arms))
+    env = gymnasium.make("metarl/bandit-bernoulli-v0", task=task[0], disable_env_checker=True)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"takes an action of Discrete\(5\)"):
+        env.step(min(arms) or max(arms))
+    assert env.step(0)[1] == 1.0
+
+
+def test_a_task_of_many_numbers_is_not_recited():
+    """A refusal of 550 names, six thousand letters long."""
+    with pytest.raises(SettingsError, match=r"reward_0_0, .*\.\.\. to_9_4_9 \(550 in all\)$") as refused:
+        gymnasium.make("metarl/tabular-mdp-v0", task={"mass": 1.0})
+    assert len(str(refused.value)) < 200
+
+
 def test_a_family_of_labelled_shots_is_no_environment():
     """Its id is registered without importing it, so the refusal must come here."""
     with pytest.raises(SettingsError, match="'sinusoid' is a family of labelled shots"):

@@ -164,6 +164,37 @@ def test_a_reward_of_ones_own_sees_the_whole_step():
     assert len(seen[0].infos) == 3
 
 
+class Reporting(gymnasium.Env):
+    """Counts its steps, reports them, and ends where it is told to."""
+
+    observation_space, action_space = gymnasium.spaces.Box(0, 99, (1,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.place = 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        self.place += 1
+        return np.full(1, self.place, np.float32), 0.0, self.place >= self.end, False, {"place": self.place}
+
+
+def _end(env, task):
+    env.end = task["end"]
+
+
+def test_a_reward_may_read_what_an_ended_episode_reported():
+    """Reports that are empty once a simulation has ended: a KeyError in the middle of a run, at a step that counts for nothing."""
+    gymnasium.register("Reporting-v0", entry_point=Reporting, max_episode_steps=9)
+    reward = lambda step: np.array([info["place"] for info in step.infos])  # noqa: E731
+    family = metarl.gym_family("Reporting-v0", [TaskParameter("end", 0.0, 3.0, "")], _end, reward=reward)()
+    batch = family.batch(2, 1)
+    for _ in range(2):
+        batch.reset(Tasks(("end",), np.array([[1.0], [3.0]])), SEEDS[:2])
+        steps = [batch.step(np.zeros((2, 1), dtype=np.int64)) for _ in range(3)]
+        assert [step.rewards.tolist() for step in steps] == [[1, 1], [1, 2], [1, 3]]
+        assert [step.terminated.tolist() for step in steps] == [[True, False], [False, False], [False, True]]
+
+
 def test_ranges_horizon_and_oracle_are_settings():
     """Ranges that only the author can change."""
     family = metarl.make("pendulum-dynamics", gravity_low=9.0, gravity_high=11.0, horizon=7, oracle=True)
@@ -192,6 +223,9 @@ def test_ranges_horizon_and_oracle_are_settings():
         (lambda: metarl.gym_family("CartPole-v9", [LENGTH], print), "CartPole"),
         (lambda: metarl.gym_family("CartPole-v1", [], print), "at least one task parameter"),
         (lambda: metarl.gym_family("CartPole-v1", [TaskParameter("pole length", 0, 1, "m")], print), "'pole length'"),
+        (lambda: metarl.gym_family("CartPole-v1", [LENGTH, LENGTH], print), "two task parameters called 'length'"),
+        (lambda: metarl.gym_family("CartPole-v1", [TaskParameter("length", 0, np.inf, "m")], print), "finite"),
+        (lambda: metarl.gym_family("CartPole-v1", [LENGTH], print, horizon=0), "horizon=0 .* at least 1"),
     ],
 )
 def test_what_cannot_be_a_family_is_refused_where_it_is_written(build, said):

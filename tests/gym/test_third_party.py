@@ -56,7 +56,7 @@ def test_it_keeps_the_contract_and_is_listed_with_its_package(python):
     assert done.returncode == 0, done.stderr
     lines = python("-m", "metarl.families").stdout.splitlines()
     (line,) = (line for line in lines if line.startswith("pendulum-angle "))
-    assert " ".join(line.split()) == "pendulum-angle angle -1 to 1 rad 3 1 in -2 to 2 200 0.05 s swing-families"
+    assert " ".join(line.split()) == "pendulum-angle 3 1 in -2 to 2 200 0.05 s swing-families angle: -1 to 1 rad"
 
 
 def test_it_trains_from_the_command_line(python, tmp_path):

@@ -297,3 +297,12 @@ def test_difference(changed: list[str], wanted: list[str]) -> None:
     old, new = compose(["env=toy"]), compose(["env=toy", *changed])
     assert difference(old, new) == wanted
     assert set(difference(new, old)) == set(wanted)
+
+
+def test_legal_choices_are_listed_once():
+    """Fifty names twice, where none is near."""
+    with pytest.raises(SettingsError) as refused:
+        families.make("bandit-bernoulli", protocol="zzz")
+    assert str(refused.value) == "env.protocol=zzz is not one of fit, trial"
+    with pytest.raises(SettingsError, match=r"is not one of fit, trial\. Did you mean 'trial'"):
+        families.make("bandit-bernoulli", protocol="trail")
