@@ -50,7 +50,9 @@ class HalfCheetahVel:
         **PLANAR,
         "algo.max_kl": 0.03,
         "iterations": 300,
-        "normalize_observations": True,  # as far after 75 iterations as without after 300
+        # on validation tasks as far after 75 iterations as raw observations after 300, and with less noise after 40
+        "normalize_observations": True,
+        "init_std": 0.3,
     }
 
     def __post_init__(self) -> None:

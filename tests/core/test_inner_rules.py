@@ -273,7 +273,7 @@ def test_reptile_says_why_it_rejects():
 
 def test_a_task_whose_products_overflow_keeps_its_last_sound_iterate():
     """Task 0's second product is infinite; 0 times that would be NaN, in it and in the mean over tasks."""
-    theta, support, _ = _problem(6)
+    _, support, _ = _problem(6)
     calls = []
 
     def product(v):
