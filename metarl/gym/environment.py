@@ -148,12 +148,12 @@ class Opened:
         choices, wanted = self.spec.choices, f"{count} actions of {self.action_space}"
         wanted = f"'{self.name}' takes {wanted if count > 1 else f'an action of {self.action_space}'}"
         try:
-            given = np.array(actions, dtype=np.float32 if choices is None else np.int64)
+            given: np.ndarray = np.array(actions, dtype=np.float32 if choices is None else np.int64)
             given = given.reshape(count, self.spec.action_size)
         except ValueError as error:
             raise ValueError(f"got {np.shape(actions)} numbers; {wanted}") from error
         # a choice beyond the last could be a neighbour's first
-        if choices is not None and ((given < 0) | (given >= choices.counts)).any():
+        if choices is not None and ((given < 0) | (given >= np.array(choices.counts))).any():
             raise ValueError(f"got {actions}; {wanted}")
         return given
 
