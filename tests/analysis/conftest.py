@@ -13,6 +13,8 @@ from metarl import evaluate, train
 CHEETAH = (
     "env=halfcheetah-vel",
     "env.horizon=10",
+    "normalize_observations=false",
+    "init_std=1",
     "meta_batch_size=3",
     "episodes_per_task=3",
     "hidden_sizes=[8]",

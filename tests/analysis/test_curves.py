@@ -217,5 +217,5 @@ def test_what_does_not_apply_is_refused(maml, sinusoid):
     with pytest.raises(SettingsError, match="labelled shots"):
         curves.with_episodes(sinusoid.learner, 3)
     ruled = dataclasses.replace(maml.learner, inner=lambda params, support: params)
-    with pytest.raises(SettingsError, match="inner_lr does not apply"):
+    with pytest.raises(SettingsError, match="has no step size to choose"):
         curves.tune_rates(ruled, maml.meta, tasks, SEED, 1, 0.1)
