@@ -53,17 +53,18 @@ def main() -> int:
     members = {f"maml-s{seed}": [f"seed={seed}", "threads=1", *budget] for seed in range(settings.seeds)}
     if settings.train:
         recording.train(ENV, runs, members)
+    labels = recording.trained(runs, members)
     from metarl.run.provenance import provenance
 
     summary: dict[str, Any] = {
-        "runs": {label: recording.facts(runs / label) for label in members},
+        "runs": {label: recording.facts(runs / label) for label in labels},
         "evaluation": " ".join(["python -m experiments.bandits", *sys.argv[1:]]),
-        "fit": fit([runs / label for label in members], settings.tasks),
+        "fit": fit([runs / label for label in labels], settings.tasks),
         "trial": trial(settings.trials),
         "provenance": provenance(),
     }
     recording.write(results / "summary.json", summary)
-    recording.keep(runs, list(members), results, "reward per pull")
+    recording.keep(runs, labels, results, "reward per pull")
     draw(summary["fit"], results / "curve.png")
     text = report(summary)
     (results / "summary.md").write_text(text, encoding="utf-8")

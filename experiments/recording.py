@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,11 @@ def folders(name: str, tiny: bool) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def python(*words: str) -> None:
-    """Run ``python -m WORDS`` and show the command."""
+    """Run ``python -m WORDS`` and show the command; where it fails it has said why, and this ends with its status."""
     print("$ python -m", *words, flush=True)
-    subprocess.run([sys.executable, "-m", *words], check=True)
+    status = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    if status:
+        sys.exit(status)
 
 
 def train(env: str, runs: pathlib.Path, members: Mapping[str, Sequence[str]]) -> None:
@@ -39,6 +41,15 @@ def train(env: str, runs: pathlib.Path, members: Mapping[str, Sequence[str]]) ->
     """
     for label, words in members.items():
         python("metarl.train", f"env={env}", *words, f"run_dir={runs / label}", "resume=auto")
+
+
+def trained(runs: pathlib.Path, labels: Iterable[str]) -> list[str]:
+    """Return the runs that are there; where none is, say so and end with status 2."""
+    there = [label for label in labels if (runs / label / "checkpoints").is_dir()]
+    if not there:
+        print(f"error: {runs} has no run to evaluate; leave train=false out", file=sys.stderr)
+        sys.exit(2)
+    return there
 
 
 def summarise(runs: pathlib.Path, first: str, results: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -50,10 +50,11 @@ def main() -> int:
     members = {f"maml-s{seed}": [f"seed={seed}", "threads=1", *budget] for seed in range(settings.seeds)}
     if settings.train:
         recording.train(ENV, runs, members)
-    first, *others = [str(runs / label) for label in members]
+    labels = recording.trained(runs, members)
+    first, *others = [str(runs / label) for label in labels]
     words = [f"run={first}", f"compare=[{','.join(others)}]", f"tasks={tasks}", "steps=3", "tune=true"]
     recording.python("metarl.evaluate", *words)
-    text = summarise(runs, list(members), results)
+    text = summarise(runs, labels, results)
     if not settings.tiny:
         recording.insert(recording.README, MARK, f"{recording.pictures(results, recording.README)}\n{text}")
     return 0

@@ -154,3 +154,21 @@ def test_mistakes_end_with_one_line(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", "tyni=true"])
     assert module.main() == 2
     assert capsys.readouterr().err == "error: Unknown setting 'tyni'. Did you mean 'tiny'?\n"
+
+
+@pytest.mark.parametrize("module", [bandits, references, tabular])
+def test_evaluating_nothing_ends_with_one_line(small, module, monkeypatch, capsys):
+    """Catches a traceback where nothing has been trained yet."""
+    monkeypatch.setattr(sys, "argv", ["x", "tiny=true", "train=false"])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    err = capsys.readouterr().err
+    assert err.startswith("error: runs/tiny/")
+    assert err.endswith("has no run to evaluate; leave train=false out\n")
+
+
+def test_a_command_that_fails_ends_the_experiment_with_its_status(capfd):
+    """Catches a traceback behind the line in which the command has said what is wrong."""
+    with pytest.raises(SystemExit, match="2"):
+        recording.python("metarl.train", "env=nope")
+    assert capfd.readouterr().err.count("\n") == 1

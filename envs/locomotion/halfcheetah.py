@@ -50,7 +50,7 @@ class HalfCheetahVel:
         **PLANAR,
         "algo.max_kl": 0.03,
         "iterations": 300,
-        # on validation tasks as far after 75 iterations as raw observations after 300, and with less noise after 40
+        # on validation tasks after 75 iterations as far as raw observations and a deviation of 1 after 300
         "normalize_observations": True,
         "init_std": 0.3,
     }
@@ -98,7 +98,7 @@ class HalfCheetahDir:
     action_scale: float = setting(1.0, "actions are divided by this before they act", above=0)
     oracle: bool = setting(False, "append the direction to the observation")
 
-    # a standard deviation of 1 hides for a hundred iterations which way a rollout went
+    # from a standard deviation of 1 nothing adapted in 93 iterations
     recommended: ClassVar[Mapping[str, Any]] = {**PLANAR, "algo.max_kl": 0.02, "init_std": 0.3, "iterations": 120}
 
     @property
