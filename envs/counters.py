@@ -29,6 +29,11 @@ def words(keys: np.ndarray, counter: int) -> np.ndarray:
     return _mixed(keys + np.uint64((counter + 1) * _GOLDEN % _WORD))
 
 
+def table(keys: np.ndarray, count: int) -> np.ndarray:
+    """Return the uniform numbers of counters 0 to ``count - 1`` side by side, float64 (B, count)."""
+    return np.stack([uniform(keys, counter) for counter in range(count)], axis=1)
+
+
 def uniform(keys: np.ndarray, counter: int) -> np.ndarray:
     """Return numbers uniform on [0, 1), float64 (B,), multiples of 2^-53."""
     return (words(keys, counter) >> np.uint64(11)) * 2.0**-53

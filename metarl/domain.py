@@ -56,6 +56,11 @@ class Domain(Protocol):
         ...
 
     @property
+    def protocol(self) -> str:
+        """How the score was taken, printed beside it where that decides what it can be compared with; empty elsewhere."""
+        ...
+
+    @property
     def higher_is_better(self) -> bool:
         """Whether a larger score is better."""
         ...

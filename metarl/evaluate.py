@@ -170,7 +170,9 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     out = pathlib.Path(settings.run) / EVALUATION
     report.write(result, out, by)
     for name, run in runs.items():
-        for what, summary in ((domain.metric, run), ("success rate", run.get("success"))):
+        protocol = notes[name]["protocol"]
+        label = f"{domain.metric} ({protocol})" if protocol else domain.metric
+        for what, summary in ((label, run), ("success rate", run.get("success"))):
             if summary is not None:
                 points = zip(run[by], summary["mean"], summary["ci95"], strict=True)
                 shown = "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
@@ -218,6 +220,7 @@ def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) ->
     note: dict[str, Any] = {
         "iteration": agent.iteration,
         "adapted": True,
+        "protocol": learner.domain.protocol,
         "env": {"name": agent.config.env, **agent.config.env_settings},
     }
     if not _adapts(agent):

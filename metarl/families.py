@@ -176,17 +176,17 @@ class ShotSpec:
 
     Attributes:
         parameters: what a task is made of.
-        input_shape: shape of one input.
-        target_size: numbers to predict.
-        loss: ``"mse"``.
-        metric: what is reported, e.g. ``"mse"``.
+        input_shape: shape of one input; (channels, height, width) for an image.
+        target_size: numbers to predict; for ``"cross_entropy"`` the number of classes.
+        loss: ``"mse"`` (targets float32 (M, N, target_size)) or ``"cross_entropy"`` (targets int64 (M, N)).
+        metric: what is reported: ``"mse"``, ``"accuracy"``.
         unit: unit of the metric.
     """
 
     parameters: tuple[TaskParameter, ...]
     input_shape: tuple[int, ...]
     target_size: int
-    loss: Literal["mse"]
+    loss: Literal["mse", "cross_entropy"]
     metric: str
     unit: str
 
@@ -241,7 +241,7 @@ class Judging(EnvBatch, Protocol):
 
 
 class Shots(NamedTuple):
-    """Labelled examples of M tasks: inputs float32 (M, N, ...), targets float32 or int64 (M, N, ...)."""
+    """Labelled examples of M tasks: inputs float32 (M, N, ...), targets float32 (M, N, ...) or classes int64 (M, N)."""
 
     inputs: np.ndarray
     targets: np.ndarray

@@ -34,7 +34,7 @@ def row(name: str) -> list[str]:
         return [name, "", "", "", "", package(name), f"({reason})"]
     task = describe(spec.parameters)
     if not isinstance(spec, RLSpec):
-        shape = " x ".join(map(str, spec.input_shape))
+        shape = "x".join(map(str, spec.input_shape))
         return [name, f"{shape} (input)", f"{spec.target_size} (target)", "", "", package(name), task]
     if spec.choices is None:
         action = f"{spec.action_size} in {spec.action_low:.4g} to {spec.action_high:.4g}"

@@ -37,7 +37,9 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
             at = [len(counts) - 1 + shift]
             axes[0].axhline(run["mean"][0], color=colour, linestyle="--", linewidth=1.2)
         below, above = np.abs(np.array(run["ci95"]).T - np.array(run["mean"]))
-        label, line = (f"{name} (not adapted)", "--") if name in flat else (name, "-")
+        words = [result.get("notes", {}).get(name, {}).get("protocol", ""), "not adapted" if name in flat else ""]
+        shown, line = ", ".join(filter(None, words)), "--" if name in flat else "-"
+        label = f"{name} ({shown})" if shown else name
         label = f" {label}" if label.startswith("_") else label  # matplotlib leaves these out of a legend
         bars = axes[0].errorbar(at, run["mean"], [below, above], capsize=3, elinewidth=1, label=label, color=colour)
         bars[0].set(linestyle=line, marker=marker, markersize=5)

@@ -1,5 +1,6 @@
 """Supervised few-shot learning on the meta-core."""
 
-from metarl.fewshot.domain import ShotBatch, ShotDomain
+from metarl.fewshot.domain import ShotDomain
+from metarl.fewshot.losses import CrossEntropy, ShotBatch, ShotLoss, SquaredError
 
-__all__ = ["ShotBatch", "ShotDomain"]
+__all__ = ["CrossEntropy", "ShotBatch", "ShotDomain", "ShotLoss", "SquaredError"]

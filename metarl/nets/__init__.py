@@ -1,8 +1,9 @@
 """Stateless networks batched over tasks."""
 
 from metarl.nets.context import ContextNet
+from metarl.nets.conv import Conv4
 from metarl.nets.mlp import MLP
 from metarl.nets.module import from_module
-from metarl.nets.net import Net
+from metarl.nets.net import Flat, Net, Normalized
 
-__all__ = ["MLP", "ContextNet", "Net", "from_module"]
+__all__ = ["MLP", "ContextNet", "Conv4", "Flat", "Net", "Normalized", "from_module"]

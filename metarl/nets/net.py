@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,3 +21,41 @@ class Net(Protocol):
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
         """Map inputs (M, N, ...) with parameters (M, ...) to outputs (M, N, ...); row i uses row i."""
         ...
+
+
+@runtime_checkable
+class Normalized(Net, Protocol):
+    """A :class:`Net` whose predictions for one example may depend on others, which is printed beside its scores."""
+
+    @property
+    def normalization(self) -> str:
+        """Where the statistics come from that normalise a query."""
+        ...
+
+    @property
+    def refers(self) -> bool:
+        """Whether predictions for queries depend on the support set; then :meth:`relative` makes them."""
+        ...
+
+    def relative(self, params: Params, inputs: Tensor, reference: Tensor) -> Tensor:
+        """Map queries (M, N, ...) to outputs (M, N, ...), given the support set's inputs ``reference`` (M, S, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A network of vectors that is given arrays: inputs (M, N, ...) are flattened to (M, N, in).
+
+    Attributes:
+        net: takes the vectors.
+    """
+
+    net: Net
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Return fresh parameters."""
+        return self.net.init(generator)
+
+    def __call__(self, params: Params, inputs: Tensor) -> Tensor:
+        """Map inputs (M, N, ...) to outputs (M, N, out)."""
+        return self.net(params, inputs.flatten(2))

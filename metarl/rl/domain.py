@@ -107,6 +107,11 @@ class RLDomain:
         return f"reward per episode of {self.family.spec.horizon} steps"
 
     @property
+    def protocol(self) -> str:
+        """A return needs no more words."""
+        return ""
+
+    @property
     def higher_is_better(self) -> bool:
         """A return is."""
         return True

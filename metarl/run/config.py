@@ -37,6 +37,14 @@ class RunSettings:
     bootstrap: bool = setting(False, "value the state at the time limit instead of a finite horizon (RL)")
     hidden_sizes: tuple[int, ...] = setting((64, 64), "widths of the network's hidden layers", low=1, high=1_000_000)
     activation: str = setting("tanh", "between the layers", choices=("tanh", "relu"))
+    network: str = setting("auto", "auto: conv4 for images, mlp for vectors", choices=("auto", "mlp", "conv4"))
+    filters: int = setting(64, "channels of a convolutional layer (conv4)", low=1, high=1_000_000)
+    downsampling: str = setting("stride", "how a layer halves an image (conv4)", choices=("stride", "pool"))
+    normalization: str = setting(
+        "transductive",
+        "whose statistics normalise a query: the query set's, the support set's, both mixed, its own, none (conv4)",
+        choices=("transductive", "support", "task", "group", "none"),
+    )
     normalize_observations: bool = setting(False, "standardise observations by their running mean and variance (RL)")
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
     eval_every: int = setting(25, "iterations between validations; 0 never validates", low=0)
@@ -191,6 +199,8 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: for the first of them.
     """
+    if "draw" in dir(families.lookup(config.env)) or "network" in given or _CONV & given.keys():
+        _refuse_other_network(config, given)
     if not {"init_std", "normalize_observations"} & given.keys():
         return  # what follows may open a simulator
     try:
@@ -206,6 +216,39 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
         raise SettingsError(
             f"normalize_observations=true has no meaning for env={config.env}: labelled shots are no observations;"
             " leave it out"
+        )
+
+
+_CONV, _MLP = {"filters", "downsampling", "normalization"}, {"hidden_sizes", "activation"}
+
+
+def convolutional(config: RunConfig, spec: object) -> bool:
+    """Tell whether a configuration's network is a convolutional one: for images, unless an MLP or a context is asked for."""
+    if config.run.network == "auto":
+        return _images(spec) and "context_size" not in config.algo_settings
+    return config.run.network == "conv4"
+
+
+def _images(spec: object) -> bool:
+    return isinstance(spec, families.ShotSpec) and len(spec.input_shape) == 3
+
+
+def _refuse_other_network(config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Refuse a network that the family's inputs do not fit, and settings of a network that is not built."""
+    try:
+        spec = families.make(config.env, **config.env_settings).spec
+    except Exception:  # a family is foreign code; building the learner will say what is wrong with it
+        return
+    conv, where = convolutional(config, spec), f"env={config.env} algo={config.algo}"
+    if conv and not _images(spec):
+        raise SettingsError(f"network=conv4 takes images, and env={config.env} has vectors; leave it out")
+    if conv and "context_size" in config.algo_settings:
+        raise SettingsError(f"network=conv4 has no context for algo={config.algo} to adapt; use network=mlp")
+    wrong = sorted((_MLP if conv else _CONV) & given.keys())
+    if wrong:
+        built, remedy = ("conv4", "filters=, or network=mlp") if conv else ("mlp", "hidden_sizes=")
+        raise SettingsError(
+            f"{wrong[0]}={given[wrong[0]]} has no meaning with {where}: its network is network={built}; use {remedy}"
         )
 
 

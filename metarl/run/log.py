@@ -125,13 +125,23 @@ class Progress(Protocol):
         ...
 
 
-def progress(total: int, done: int, metric: str) -> Progress:
-    """Return a bar on a terminal and plain lines elsewhere."""
-    return Bar(total, done, metric) if sys.stderr.isatty() else Lines(total, metric)
+def progress(total: int, done: int, metric: str, protocol: str = "") -> Progress:
+    """Return a bar on a terminal and plain lines elsewhere.
+
+    Args:
+        total: iterations of the run.
+        done: those behind it.
+        metric: the score to show.
+        protocol: how it was taken, shown beside it; empty where that needs no words.
+    """
+    return Bar(total, done, metric, protocol) if sys.stderr.isatty() else Lines(total, metric, protocol)
 
 
-def _summary(row: Mapping[str, float], metric: str) -> str:
-    text = f"{metric} {row[f'pre_{metric}']:.4g} -> {row[f'post_{metric}']:.4g}  {row['env_steps_per_second']:,.0f} steps/s"
+def _summary(row: Mapping[str, float], metric: str, protocol: str) -> str:
+    label = f"{metric} ({protocol})" if protocol else metric
+    text = (
+        f"{label} {row[f'pre_{metric}']:.4g} -> {row[f'post_{metric}']:.4g}  {row['env_steps_per_second']:,.0f} steps/s"
+    )
     if "post_success" in row:
         text += f"  success {row['pre_success']:.2f} -> {row['post_success']:.2f}"
     for title, prefix in (("validation", f"validation_{metric}_"), ("success", "validation_success_")):
@@ -144,15 +154,15 @@ def _summary(row: Mapping[str, float], metric: str) -> str:
 class Bar:
     """A progress bar: returns before and after adapting, steps per second, time left."""
 
-    def __init__(self, total: int, done: int, metric: str) -> None:
+    def __init__(self, total: int, done: int, metric: str, protocol: str) -> None:
         from tqdm import tqdm
 
-        self._metric = metric
+        self._metric, self._protocol = metric, protocol
         self._bar: Any = tqdm(total=total, initial=done, unit="it", dynamic_ncols=True, smoothing=0.1)
 
     def show(self, row: Mapping[str, float]) -> None:
         """Advance by one iteration."""
-        self._bar.set_postfix_str(_summary(row, self._metric), refresh=False)
+        self._bar.set_postfix_str(_summary(row, self._metric, self._protocol), refresh=False)
         self._bar.update()
 
     def close(self) -> None:
@@ -163,9 +173,9 @@ class Bar:
 class Lines:
     """One line an iteration."""
 
-    def __init__(self, total: int, metric: str) -> None:
+    def __init__(self, total: int, metric: str, protocol: str) -> None:
         self._total = total
-        self._metric = metric
+        self._metric, self._protocol = metric, protocol
         self._seconds: list[float] = []
 
     def show(self, row: Mapping[str, float]) -> None:
@@ -174,7 +184,7 @@ class Lines:
         done = int(row["iteration"]) + 1
         left = round((self._total - done) * sum(self._seconds) / len(self._seconds))
         clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        say(f"iteration {done}/{self._total}  {_summary(row, self._metric)}  {clock} left")
+        say(f"iteration {done}/{self._total}  {_summary(row, self._metric, self._protocol)}  {clock} left")
 
     def close(self) -> None:
         """Nothing is open."""

@@ -93,7 +93,9 @@ def _loop(
     file = MetricsFile(path / METRICS, state.iteration)
     with (
         contextlib.closing(Board(path / TENSORBOARD, state.env_steps)) as board,
-        contextlib.closing(progress(run.iterations, state.iteration, learner.domain.metric)) as shown,
+        contextlib.closing(
+            progress(run.iterations, state.iteration, learner.domain.metric, learner.domain.protocol)
+        ) as shown,
     ):
         while state.iteration < run.iterations and not stop.signal:
             before = state.env_steps

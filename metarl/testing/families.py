@@ -11,6 +11,7 @@ import numpy as np
 from metarl import families
 from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
 from metarl.gym.cohorts import Cohorts
+from metarl.pooled import LEVELS, Pooled
 from metarl.testing._asserting import require
 
 # Simulations, steps and tasks of one check: enough to tell apart, few enough for a slow simulator.
@@ -236,6 +237,22 @@ def _tells(env: EnvBatch, spec: RLSpec, tasks: Tasks, trial: int) -> bool:
     return _gap(arrays, [x[:1].repeat(_ENVS, axis=0) for x in arrays]) > 0
 
 
+def _check_pool(family: Pooled, tasks: Tasks, seeds: np.ndarray, drawn: list[np.ndarray]) -> None:
+    """A learner looks into the pool itself: what it finds there must be what ``draw`` returns."""
+    pool, shape = family.pool(), family.spec.input_shape
+    require(isinstance(pool, np.ndarray) and pool.dtype == np.uint8, "the pool is a uint8 array")
+    require(pool.ndim > 0 and pool.shape[1:] == shape, f"the pool holds inputs of shape {shape}", f"found {pool.shape}")
+    require(family.pool() is pool, "the pool is the same array at every call")
+    for role, (rows, targets), inputs, classes in zip(
+        ("support", "query"), family.pick(tasks, seeds), drawn[::2], drawn[1::2], strict=True
+    ):
+        _array(f"{role} rows", rows, inputs.shape[:2], np.int64)
+        require(((rows >= 0) & (rows < len(pool))).all(), f"{role} rows lie in the pool")
+        found = pool[rows].astype(np.float32) / np.float32(LEVELS)
+        same = np.array_equal(found, inputs) and np.array_equal(targets, classes)
+        require(same, "pick and draw give the same examples", role)
+
+
 def _check_shots(family: Any, tolerance: float) -> None:
     spec, (tasks, seeds) = family.spec, _extremes(family)
 
@@ -262,6 +279,8 @@ def _check_shots(family: Any, tolerance: float) -> None:
         require(gap <= tolerance, "a task's examples do not depend on other tasks", f"task {i} differs by {gap:g}")
         known = {x.tobytes() for x in whole[0][i]}
         require(not known & {x.tobytes() for x in whole[2][i]}, "support and query share no example", f"task {i}")
+    if isinstance(family, Pooled):
+        _check_pool(family, tasks, seeds, whole)
     require(_gap(whole, draw(tasks, seeds + 100)) > 0, "another seed draws other examples")
     arrays = draw(tasks, seeds[:1].repeat(_ENVS))
     gap = _gap(arrays, [x[:1].repeat(_ENVS, axis=0) for x in arrays])

@@ -1,0 +1,192 @@
+"""Losses over labelled shots. Shapes: M tasks, N examples, S support examples, C classes or numbers to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metarl.core.adapt import Geometry, Terms
+from metarl.core.params import Params
+from metarl.nets.net import Net, Normalized
+
+
+@dataclass(frozen=True)
+class ShotBatch:
+    """Examples.
+
+    Attributes:
+        inputs: (M, N, ...).
+        targets: (M, N, C) numbers, or classes int64 (M, N).
+        reference: inputs (M, S, ...) of the support set, where the network normalises queries with its help.
+        predicted: log-probabilities (M, N, C) when the examples were drawn, of the distribution that a KL starts from.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    reference: Tensor | None = None
+    predicted: Tensor | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """M."""
+        return self.inputs.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.inputs.shape[1]
+
+    def rows(self, tasks: slice) -> ShotBatch:
+        """Return the examples of some tasks."""
+        rest = (None if x is None else x[tasks] for x in (self.reference, self.predicted))
+        return ShotBatch(self.inputs[tasks], self.targets[tasks], *rest)
+
+    def samples(self, index: Tensor) -> ShotBatch:
+        """Return them all: of a few shots none can be spared, and a part would have other batch statistics.
+
+        So ``algo.fisher_fraction`` has no effect on few-shot learning, and Fisher products are exact.
+        """
+        del index
+        return self
+
+
+class Judgement(NamedTuple):
+    """How well examples are predicted: scores (M,), and for distributions the log-probabilities (M, N, C)."""
+
+    scores: Tensor
+    predicted: Tensor | None
+
+
+class ShotLoss(Protocol):
+    """A loss of inner and outer level, with its score; it is the outer loss (:class:`~metarl.core.adapt.Query`) itself.
+
+    Attributes:
+        higher_is_better: whether a larger score is better.
+    """
+
+    higher_is_better: ClassVar[bool]
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """The distribution that is predicted, if it is one."""
+        ...
+
+    def __call__(self, params: Params, query: ShotBatch) -> Terms:
+        """Return losses (M,), and KL(old||new) (M,) for distributions."""
+        ...
+
+    def loss(self, params: Params, batch: ShotBatch) -> Tensor:
+        """Return the mean loss over each task's examples, (M,)."""
+        ...
+
+    def judge(self, params: Params, batch: ShotBatch) -> Judgement:
+        """Return the scores, and what is predicted."""
+        ...
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Mean squared error, which is the score as well; a regression predicts no distribution.
+
+    Attributes:
+        net: who predicts.
+    """
+
+    net: Net
+
+    higher_is_better: ClassVar[bool] = False
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """None."""
+        return None
+
+    def __call__(self, params: Params, query: ShotBatch) -> Terms:
+        """Return losses (M,) and no KL."""
+        return Terms(self.loss(params, query), None)
+
+    def loss(self, params: Params, batch: ShotBatch) -> Tensor:
+        """Mean over examples and numbers, (M,)."""
+        return (outputs(self.net, params, batch) - batch.targets).square().flatten(1).mean(1)
+
+    def judge(self, params: Params, batch: ShotBatch) -> Judgement:
+        """Return the losses."""
+        return Judgement(self.loss(params, batch), None)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    r"""Classification: $L_i = -\frac1N \sum_n \log p(y_n | x_n)$, a mean over the task's examples, with the accuracy as score.
+
+    The step size of an inner update applies to this mean. (The code of Finn et al. (2017) sums over examples and divides by
+    the shots, so that their step size is ours divided by the number of classes.) It is its own geometry: the categorical
+    distribution of the classes, whose parameters are log-probabilities.
+
+    Attributes:
+        net: predicts logits.
+    """
+
+    net: Net
+
+    higher_is_better: ClassVar[bool] = True
+
+    @property
+    def geometry(self) -> CrossEntropy:
+        """A classifier predicts a distribution: itself."""
+        return self
+
+    def __call__(self, params: Params, query: ShotBatch) -> Terms:
+        """Return losses (M,), and the mean over examples of KL(old||new) (M,), nats."""
+        log_probs = self._log_probs(params, query)
+        if query.predicted is None:
+            return Terms(_mean_loss(log_probs, query.targets), None)
+        with torch.no_grad():
+            old = query.predicted
+            kl = (old.exp() * (old - log_probs)).sum(-1).mean(1)
+        return Terms(_mean_loss(log_probs, query.targets), kl)
+
+    def loss(self, params: Params, batch: ShotBatch) -> Tensor:
+        """Mean over examples, (M,), nats."""
+        return _mean_loss(self._log_probs(params, batch), batch.targets)
+
+    def judge(self, params: Params, batch: ShotBatch) -> Judgement:
+        """Return the fraction of examples whose likeliest class is the right one, and all log-probabilities.
+
+        Where logits are not finite, so are the scores: an arbitrary class would be right once in C times.
+        """
+        log_probs = self._log_probs(params, batch)
+        right = (log_probs.argmax(-1) == batch.targets).to(log_probs.dtype).mean(1)
+        sound = torch.isfinite(log_probs).flatten(1).all(1)
+        return Judgement(torch.where(sound, right, torch.nan), log_probs)
+
+    def predict(self, params: Params, query: ShotBatch) -> tuple[Tensor, ...]:
+        """Return the log-probabilities (M, N, C)."""
+        return (self._log_probs(params, query),)
+
+    def fisher(
+        self, predicted: tuple[Tensor, ...], tangent: tuple[Tensor, ...], query: ShotBatch
+    ) -> tuple[Tensor, ...]:
+        r"""Multiply a tangent by $\operatorname{diag}(p) - p p^T$ of every example, as a mean over the task's examples."""
+        probs, t = predicted[0].exp(), tangent[0]
+        return (probs * (t - (probs * t).sum(-1, keepdim=True)) / query.num_samples,)
+
+    def _log_probs(self, params: Params, batch: ShotBatch) -> Tensor:
+        return outputs(self.net, params, batch).log_softmax(-1)
+
+
+LOSSES: dict[str, type[SquaredError] | type[CrossEntropy]] = {"mse": SquaredError, "cross_entropy": CrossEntropy}
+
+
+def outputs(net: Net, params: Params, batch: ShotBatch) -> Tensor:
+    """Return what the network predicts, (M, N, C)."""
+    if batch.reference is None:
+        return net(params, batch.inputs)
+    assert isinstance(net, Normalized), "only a network that refers to the support set is given one"
+    return net.relative(params, batch.inputs, batch.reference)
+
+
+def _mean_loss(log_probs: Tensor, targets: Tensor) -> Tensor:
+    return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).mean(1)

@@ -1,0 +1,131 @@
+"""The four-layer convolutional network of few-shot learning, batched over tasks by grouped convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metarl.core.params import Params
+from metarl.nets import normalization as norm
+
+DOWNSAMPLINGS = ("stride", "pool")
+
+
+@dataclass(frozen=True)
+class Conv4:
+    """Four times 3x3 convolution, normalisation, ReLU, and half the size; then one linear layer, the head.
+
+    The tasks of a batch are groups of one convolution, which for a single task is an ordinary convolution. Parameters of
+    block i are ``{i}.weight`` (F, in, 3, 3), ``{i}.gamma`` and ``{i}.beta`` (F,) (see :mod:`metarl.nets.normalization`; without
+    it ``{i}.bias`` (F,) instead: a bias that a batch mean removes would be moved by nothing but rounding); of the head
+    ``head.weight`` (features, outputs) and ``head.bias`` (outputs,). They start as torch's own layers do, uniform within
+    1 / sqrt(inputs of a unit).
+
+    Attributes:
+        input_shape: channels, height and width of an image.
+        outputs: O, numbers to predict.
+        filters: F, channels of every block.
+        downsampling: ``"stride"`` (the convolutions take every second position; the features are means over positions, F
+            of them) or ``"pool"`` (2x2 maxima; the features are all that is left, F at 28x28, 25 F at 84x84).
+        normalization: one of ``transductive``, ``support``, ``task``, ``group``, ``none``.
+
+    Raises:
+        ValueError: for an unknown option, or images too small to be halved four times.
+
+    Reference: Vinyals et al. (2016), arXiv:1606.04080, section 4.1; Finn et al. (2017), arXiv:1703.03400, section 5.2 and its
+    code (strides and means over positions for Omniglot).
+
+    Example:
+        >>> net = Conv4((1, 28, 28), 5, filters=8)
+        >>> params = {k: v.expand(3, *v.shape) for k, v in net.init(torch.Generator()).items()}
+        >>> net(params, torch.zeros(3, 10, 1, 28, 28)).shape
+        torch.Size([3, 10, 5])
+    """
+
+    input_shape: tuple[int, int, int]
+    outputs: int
+    filters: int = 64
+    downsampling: str = "stride"
+    normalization: str = "transductive"
+
+    blocks: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for name, options in (("downsampling", DOWNSAMPLINGS), ("normalization", norm.NORMALIZATIONS)):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got '{getattr(self, name)}'")
+        if min(self._size) < 1:
+            least = 2**self.blocks if self.downsampling == "pool" else 1
+            height, width = self.input_shape[1:]
+            raise ValueError(
+                f"images of {height}x{width} are too small to be halved {self.blocks} times: {least} at least"
+            )
+
+    @property
+    def features(self) -> int:
+        """Numbers that the head sees."""
+        return self.filters * (1 if self.downsampling == "stride" else self._size[0] * self._size[1])
+
+    @property
+    def refers(self) -> bool:
+        """Whether predictions for queries depend on the support set."""
+        return norm.refers(self.normalization)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Return fresh parameters."""
+
+        def uniform(fan_in: int, *shape: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator) * 2 - 1) * fan_in**-0.5
+
+        params: Params = {}
+        for block in range(self.blocks):
+            channels = self.filters if block else self.input_shape[0]
+            params[f"{block}.weight"] = uniform(9 * channels, self.filters, channels, 3, 3)
+            if self.normalization == "none":
+                params[f"{block}.bias"] = uniform(9 * channels, self.filters)
+            own = norm.fresh(self.normalization, self.filters)
+            params |= {f"{block}.{name}": value for name, value in own.items()}
+        params["head.weight"] = uniform(self.features, self.features, self.outputs)
+        params["head.bias"] = uniform(self.features, self.outputs)
+        return params
+
+    def __call__(self, params: Params, inputs: Tensor) -> Tensor:
+        """Map images (M, N, channels, height, width) to outputs (M, N, O); the images are their own support set."""
+        return self._outputs(params, inputs, inputs.shape[1])
+
+    def relative(self, params: Params, inputs: Tensor, reference: Tensor) -> Tensor:
+        """Map queries (M, N, ...) to outputs (M, N, O), normalised with the help of support images ``reference`` (M, S, ...)."""
+        return self._outputs(params, torch.cat([reference, inputs], 1), reference.shape[1])[:, reference.shape[1] :]
+
+    def _outputs(self, params: Params, inputs: Tensor, reference: int) -> Tensor:
+        tasks, examples = inputs.shape[:2]
+        x = inputs.transpose(0, 1).flatten(1, 2)  # (N, M*C, H, W): the channels of all tasks side by side
+        stride = 2 if self.downsampling == "stride" else 1
+        for block in range(self.blocks):
+            own = dict(_under(params, f"{block}."))
+            bias = own["bias"].flatten() if "bias" in own else None
+            x = functional.conv2d(x, own["weight"].flatten(0, 1), bias, stride=stride, padding=1, groups=tasks)
+            x = functional.relu(norm.normalized(self.normalization, x, own, reference))
+            x = x if stride == 2 else functional.max_pool2d(x, 2)
+        x = x.mean((2, 3)) if stride == 2 else x
+        features = x.reshape(examples, tasks, -1).transpose(0, 1)
+        return torch.baddbmm(params["head.bias"].unsqueeze(1), features, params["head.weight"])
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Height and width after the last block."""
+        height, width = self.input_shape[1:]
+        for _ in range(self.blocks):
+            up = 1 if self.downsampling == "stride" else 0
+            height, width = (height + up) // 2, (width + up) // 2
+        return height, width
+
+
+def _under(params: Params, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of one block by their own names."""
+    return ((name.removeprefix(prefix), value) for name, value in params.items() if name.startswith(prefix))
