@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,6 +136,31 @@ def tasks_of(shape: Shape, values: np.ndarray) -> Tasks:
 def turned(images: np.ndarray) -> np.ndarray:
     """Return images (P, channels, side, side) turned by 0, 90, 180 and 270 degrees, one turn after the other, (4 P, ...)."""
     return np.concatenate([np.rot90(images, turn, axes=(2, 3)) for turn in range(TURNS)])
+
+
+def shuffled(names: Sequence[str], seed: int) -> np.ndarray:
+    """Return all classes, int64 (C,), in the order of the SHA-256 of seed and name: the same with every library."""
+    return np.array(sorted(range(len(names)), key=lambda c: hashlib.sha256(f"{seed}/{names[c]}".encode()).hexdigest()))
+
+
+def parted(names: Sequence[str], seed: int) -> tuple[np.ndarray, ...]:
+    """Return the classes that train, validate and test: 64, 16 and 20 % of them in shuffled order, each part ascending."""
+    ends = (np.array([0.64, 0.80]) * len(names)).round().astype(int)
+    return tuple(np.sort(part) for part in np.split(shuffled(names, seed), ends))
+
+
+def refuse_few(where: str, ways: int, members: Callable[[Split], np.ndarray]) -> None:
+    """Refuse tasks of more classes than a split has.
+
+    Raises:
+        SettingsError: for the first such split.
+    """
+    for split in SPLITS:
+        if len(members(split)) < ways:
+            raise SettingsError(
+                f"{where} has {len(members(split))} classes for split {split}, and env.ways={ways} needs as many; lower it or"
+                " add some"
+            )
 
 
 def _labelled(rows: np.ndarray) -> Picks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -144,9 +143,7 @@ def _loaded(source: omniglot_files.Source, size: int, turning: bool) -> ImageSet
 def _members(names: tuple[str, ...], split: str, seed: int) -> tuple[np.ndarray, ...]:
     """Return the characters of training, validation and test, each ascending."""
     if split == "maml":
-        order = sorted(range(len(names)), key=lambda c: hashlib.sha256(f"{seed}/{names[c]}".encode()).hexdigest())
-        ends = np.cumsum(_MAML)[:2]
-        return tuple(np.sort(part) for part in np.split(np.array(order), ends))
+        return tuple(np.sort(part) for part in np.split(classes.shuffled(names, seed), np.cumsum(_MAML)[:2]))
     test = np.arange(len(names)) >= len(names) - _VINYALS_TEST
     if split == "lake":
         test = np.array([name.startswith("images_evaluation/") for name in names])

@@ -82,6 +82,8 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     family = families.make(config.env, **config.env_settings)
     try:
         spec = family.spec
+    except SettingsError:  # such as of a directory that is none
+        raise
     except Exception as error:  # a family is foreign code and may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise FamilyError(f"Family {type(family).__name__} has no spec: {reason}") from error
