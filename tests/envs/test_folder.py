@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from metarl import families, train
+from metarl import evaluate, families, train
 from metarl.families import SPLITS
 from metarl.settings import SettingsError
 from metarl.testing import check_family
@@ -154,3 +156,9 @@ def test_the_command_line_refuses_and_runs(flat, tmp_path, monkeypatch, capsys):
     ]
     assert train.main(["env=folder", f"env.root={flat}", *small, "run_dir=run", "threads=1", "eval_every=1"]) == 0
     assert "accuracy (transductive normalisation)" in capsys.readouterr().out
+    assert evaluate.main(["run=run", "tasks=3", "steps=1"]) == 0
+    assert "run  accuracy (transductive normalisation) after updates  0: " in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "evaluation" / "curve.json").read_text())
+    assert written["notes"]["run"]["protocol"] == "transductive normalisation"
+    assert written["higher_is_better"] is True
+    assert np.shape(written["runs"]["run"]["values"]) == (2, 3)
