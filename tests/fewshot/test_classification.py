@@ -10,13 +10,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from metarl.core import TRPO, Adam, GradientStep, Objective, Workers
 from metarl.core.params import expand, ravel, unravel
 from metarl.fewshot import CrossEntropy, ShotBatch, ShotDomain
 from metarl.learner import MetaLearner
-from metarl.nets import MLP, Conv4, Flat
+from metarl.nets import MLP, Conv4, Flat, from_module
 from metarl.nets.normalization import NORMALIZATIONS
 from metarl.testing import check_family
 from tests.nets.by_hand import by_hand
@@ -119,6 +120,29 @@ def test_the_meta_gradient_is_that_of_a_loop_over_tasks(patterns, kind, chunk):
     assert outcome.loss == pytest.approx(loss, rel=1e-10)
     torch.testing.assert_close(ravel(gradient), ravel(wanted), rtol=1e-8, atol=1e-10)
     assert float(ravel(wanted).norm()) > 0.1, "nothing to compare"
+
+
+@pytest.mark.parametrize("vectorize", [True, False], ids=["vmap", "loop"])
+def test_a_module_of_torchs_own_gives_the_same_meta_gradient(patterns, vectorize):
+    """Three executors of one problem: grouped convolution, vmap and a loop over a module; all agree to rounding."""
+    net = Conv4((1, 8, 8), 3, 4)
+    layers = []
+    for block in range(4):
+        layers += [nn.Conv2d(4 if block else 1, 4, 3, stride=2, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double()
+    ours = {n: v.double() for n, v in net.init(torch.Generator().manual_seed(0)).items()}
+    names = dict(zip((n for n, _ in module.named_parameters()), ours, strict=True))
+    theirs = {n: ours[own].T if own == "head.weight" else ours[own] for n, own in names.items()}
+    gradients = []
+    for which, meta in ((net, ours), (from_module(module, vectorize), theirs)):
+        domain = _domain(patterns(), which)
+        support, query = (_double(b) for b in domain.draw(domain.sample_tasks(3, "train", (0,)), SEEDS))
+        objective = Objective(GradientStep(domain.inner_loss, 0.4), [support], query, domain.query)
+        gradients.append(objective.gradient(meta)[1])
+    for name, own in names.items():
+        found = gradients[1][name]
+        torch.testing.assert_close(found.T if own == "head.weight" else found, gradients[0][own], rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", ["support", "task"])
