@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metarl import families
+from metarl.core.adapt import Path
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed, Statistics
@@ -66,6 +67,11 @@ class ShotDomain:
     def inner_loss(self, params: Params, support: ShotBatch) -> Tensor:
         """Mean loss over a task's examples, (M,)."""
         return self.query.loss(params, support)
+
+    def exploration(self, coefficient: float) -> Path | None:
+        """Nobody acts."""
+        del coefficient
+        return None
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh meta-parameters."""

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metarl.core.adapt import Geometry, Terms
+from metarl.core.adapt import Geometry, Ratio, Terms
 from metarl.core.params import Params
 from metarl.nets.net import Net, Normalized
 
@@ -74,6 +74,11 @@ class ShotLoss(Protocol):
         """The distribution that is predicted, if it is one."""
         ...
 
+    @property
+    def ratio(self) -> Ratio | None:
+        """None: a loss over labels is not made of likelihood ratios."""
+        ...
+
     def __call__(self, params: Params, query: ShotBatch) -> Terms:
         """Return losses (M,), and KL(old||new) (M,) for distributions."""
         ...
@@ -101,6 +106,11 @@ class SquaredError:
 
     @property
     def geometry(self) -> Geometry | None:
+        """None."""
+        return None
+
+    @property
+    def ratio(self) -> Ratio | None:
         """None."""
         return None
 
@@ -137,6 +147,11 @@ class CrossEntropy:
     def geometry(self) -> CrossEntropy:
         """A classifier predicts a distribution: itself."""
         return self
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """None."""
+        return None
 
     def __call__(self, params: Params, query: ShotBatch) -> Terms:
         """Return losses (M,), and the mean over examples of KL(old||new) (M,), nats."""
