@@ -54,8 +54,8 @@ def render(files: tuple[pathlib.Path, ...], size: int, least: int) -> ImageSet:
     """Draw every character that at least ``least`` fonts have, each font's with a distortion of its own.
 
     Characters that look alike (A of three scripts; c and C, which differ in size alone, since each is made to fill the
-    image; what a font draws as an empty box) are one class: that of the lowest code point, so that none of them can be in
-    two splits. Composed letters such as an E with an accent are left out.
+    image) are one class, that of the lowest code point, so that no shape can be in two splits. Composed letters such as an E
+    with an accent are left out. A font that would draw the box for what it lacks draws nothing.
 
     Args:
         files: fonts, in order.
