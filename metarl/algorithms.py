@@ -107,6 +107,21 @@ class ProximalInner:
 
 
 @dataclasses.dataclass(frozen=True)
+class MemoryInner:
+    """No inner updates: a recurrent network learns a task by remembering what it has seen of it."""
+
+    memory_size: int = setting(64, "recurrent units", low=1, high=100_000)
+    trial_episodes: int = setting(5, "episodes of a task that a trial has, and the memory spans", low=1)
+
+    def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
+        """Build nothing that changes anything."""
+        from metarl.core import Unchanged
+
+        del inner_loss, inner_lr, names
+        return Unchanged()
+
+
+@dataclasses.dataclass(frozen=True)
 class TrpoOuter:
     """A trust-region meta-update."""
 
@@ -246,6 +261,19 @@ ALGORITHMS: dict[str, type] = {
         ProximalInner, TrpoOuter, "A regularised optimum, differentiated implicitly; trust region.", _IMAML, _CAREFUL
     ),
     "imaml-adam": preset(ProximalInner, AdamOuter, "A regularised optimum, differentiated implicitly; Adam.", _IMAML),
+    "rl2": preset(
+        MemoryInner,
+        AdamOuter,
+        "A recurrent policy that remembers a trial of several episodes; its parameters never adapt.",
+        "Duan et al. (2016), RL², arXiv:1611.02779; Wang et al. (2016), arXiv:1611.05763",
+        inner_steps=0,
+        eval_steps=0,
+        hidden_sizes=(),
+        episodes_per_task=10,
+        meta_batch_size=40,
+        chunk_tasks=20,
+        gae_lambda=0.95,
+    ),
     "reptile": preset(
         PlainInner,
         ReptileOuter,

@@ -17,6 +17,7 @@ from metarl.domain import Sample, Seed
 from metarl.families import FamilyError, Tasks
 from metarl.learner import MetaLearner
 from metarl.rl.domain import RLDomain
+from metarl.rl.trials import Trial
 from metarl.settings import SettingsError
 
 
@@ -186,6 +187,26 @@ def rollout_curve(
         updates.append(len(sizes))
         scores.append(Score.of(learner.domain.collect(params, tasks, (*seed, len(sizes)), "query")))
     return _curve(updates, rollouts, scores)
+
+
+def trial_curve(learner: MetaLearner, meta: Params, tasks: Tasks, seed: Seed, episodes: Sequence[int] = ()) -> Curve:
+    """Score every task after a policy with a memory has seen k = 0, 1, ... episodes of it, in trials of its own.
+
+    Args:
+        learner: its domain's family is a :class:`~metarl.rl.trials.Trial`.
+        meta: meta-parameters.
+        tasks: M tasks.
+        seed: all randomness is a function of it.
+        episodes: the numbers k; empty takes all of training's trial. Beyond that, a trial is as long as it must be.
+    """
+    domain = learner.domain
+    if not (isinstance(domain, RLDomain) and isinstance(domain.family, Trial)):
+        raise SettingsError("episodes of a trial belong to a run that learns by memory (algo=rl2)")
+    counts = sorted(set(episodes)) or list(range(domain.family.episodes))
+    trial = dataclasses.replace(domain.family, episodes=counts[-1] + 1)
+    rollouts, _ = dataclasses.replace(domain, family=trial).rollout(expand(detach(meta), len(tasks)), tasks, seed)
+    course = trial.returns(rollouts).mean(2).double().cpu().numpy()
+    return Curve((0,) * len(counts), tuple(counts), course.T[counts])
 
 
 def tune_rates(

@@ -1,7 +1,7 @@
 """The meta-core: adapt, differentiate through adapting, update. It knows tensors, and neither rewards nor images."""
 
 from metarl.core.adapt import Objective, Outcome, Terms, adapt
-from metarl.core.inner import GradientStep, InnerRule, LearnedRates
+from metarl.core.inner import GradientStep, InnerRule, LearnedRates, Unchanged
 from metarl.core.outer import SGD, TRPO, Adam, OuterRule, Reptile
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
@@ -21,6 +21,7 @@ __all__ = [
     "ProximalSolve",
     "Reptile",
     "Terms",
+    "Unchanged",
     "Workers",
     "adapt",
 ]

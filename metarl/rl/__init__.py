@@ -6,5 +6,15 @@ from metarl.rl.gaussian import GaussianPolicy
 from metarl.rl.losses import PolicyLoss, PolicyQuery
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts
+from metarl.rl.trials import Trial
 
-__all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy", "PolicyLoss", "PolicyQuery", "RLDomain", "Rollouts"]
+__all__ = [
+    "CategoricalPolicy",
+    "GaussianPolicy",
+    "Policy",
+    "PolicyLoss",
+    "PolicyQuery",
+    "RLDomain",
+    "Rollouts",
+    "Trial",
+]

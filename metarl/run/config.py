@@ -191,6 +191,8 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: for the first of them.
     """
+    if "memory_size" in config.algo_settings:
+        _refuse_updates(config, given)
     if not {"init_std", "normalize_observations"} & given.keys():
         return  # what follows may open a simulator
     try:
@@ -206,6 +208,17 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
         raise SettingsError(
             f"normalize_observations=true has no meaning for env={config.env}: labelled shots are no observations;"
             " leave it out"
+        )
+
+
+def _refuse_updates(config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Refuse what belongs to inner updates, where the algorithm has none."""
+    wrong = [key for key in ("inner_steps", "eval_steps") if given.get(key)]
+    wrong += [key for key in ("inner_lr", "inner_surrogate", "bootstrap") if key in given]
+    if wrong:
+        raise SettingsError(
+            f"{wrong[0]}={given[wrong[0]]} has no meaning for algo={config.algo}: it learns a task by memory within trials,"
+            " and has no inner updates; leave it out"
         )
 
 
