@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from metarl.core import Workers
 from metarl.core.params import expand
 from metarl.families import FamilyError, Tasks
 from metarl.nets import GRU
-from metarl.rl import CategoricalPolicy, GaussianPolicy, RLDomain, Trial
+from metarl.rl import CategoricalPolicy, GaussianPolicy, RLDomain, Trial, baseline
 from metarl.rl.trials import following
 from metarl.settings import SettingsError
 from metarl.testing import check_family
@@ -254,3 +255,49 @@ def test_a_masked_choice_is_never_drawn_by_a_memory():
         seen = torch.cat([torch.randn(1, 50, 2, generator=g), legal.expand(1, 50, 2)], -1)
         actions, _ = act(seen, torch.rand(1, 50, 1, generator=g))
         assert (actions == legal.argmax()).all()
+
+
+def test_the_baseline_that_looks_at_memories_is_one_least_squares_problem(point_mass):
+    """Solved whole: columns of memories for all tasks, four columns of time for each. Catches weights that are every
+    task's own, chunks that are left out, padding that counts, and a time that is not the trial's.
+    """
+    g = torch.Generator().manual_seed(0)
+    tasks, steps, trials, units = 3, 6, 8, 2
+    memory, seen = (
+        torch.randn(tasks, steps, trials, units, generator=g),
+        torch.randn(tasks, steps, trials, 1, generator=g),
+    )
+    returns = torch.randn(tasks, steps, trials, generator=g) + torch.arange(tasks).view(-1, 1, 1) * 3
+    mask = (torch.arange(steps).view(1, -1, 1) < torch.randint(1, steps + 1, (tasks, 1, trials), generator=g)).float()
+    parts = [baseline.moments(*(x[cut] for x in (memory, seen, returns, mask))) for cut in (slice(0, 2), slice(2, 3))]
+    fitted = baseline.fit_remembered(parts)
+    rows, targets, every = [], [], []
+    for i in range(tasks):
+        for t in range(steps):
+            for e in range(trials):
+                tau, h = t / steps, memory[i, t, e].tolist()
+                own = [[1, tau, tau**2, tau**3] if i == j else [0] * 4 for j in range(tasks)]
+                row = [*h, *(tau * x for x in h), float(seen[i, t, e, 0]), *itertools.chain(*own)]
+                every.append(row)
+                if mask[i, t, e]:
+                    rows.append(row)
+                    targets.append(float(returns[i, t, e]))
+    ridge = 1e-5**0.5 * np.eye(len(rows[0]))
+    solution = np.linalg.lstsq(np.concatenate([rows, ridge]), [*targets, *[0.0] * len(ridge)], rcond=None)[0]
+    expected = (np.array(every) @ solution).reshape(tasks, steps, trials)
+    for i in range(tasks):
+        own = (fitted[0], fitted[1][i : i + 1])
+        valued = baseline.predict_remembered(own, memory[i : i + 1], seen[i : i + 1])
+        np.testing.assert_allclose(valued[0], expected[i], rtol=1e-5, atol=1e-5)
+
+
+def test_advantages_of_all_tasks_have_one_deviation(point_mass):
+    """A task in which nothing matters must not be blown up to the size of the others: no parameters are its own."""
+    domain = _domain(point_mass(), episodes=30)
+    batch = domain.collect(_params(domain, 4), domain.sample_tasks(4, "train", 1), (0,), "query").data
+    weights, advantages = batch.weights / 4, batch.advantages
+    mean = (weights * advantages).sum()
+    assert float(mean) == pytest.approx(0, abs=1e-5)
+    assert float((weights * (advantages - mean).square()).sum()) == pytest.approx(1, rel=1e-4)
+    each = (batch.weights * advantages.square()).sum(1)
+    assert float(each.max() / each.min()) > 1.2
