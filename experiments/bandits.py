@@ -29,9 +29,9 @@ STEPS = 3
 # RL² in one trial of 100 pulls: a small memory, and many trials of many tasks at once
 RL2 = (
     *("algo=rl2", "algo.trial_episodes=1", "algo.memory_size=64", "env.protocol=trial", "gamma=1", "gae_lambda=0.95"),
-    *("meta_batch_size=50", "episodes_per_task=20", "chunk_tasks=10"),
+    *("meta_batch_size=60", "episodes_per_task=10", "chunk_tasks=30", "entropy_bonus=0.01"),
 )
-ITERATIONS = 700
+ITERATIONS, EPOCHS = 900, 6
 # MAML in a trial: pulls between two updates, and step sizes, the best of which is chosen on validation tasks
 SIZES, RATES = (5, 10, 20, 25, 50), (0.25, 0.5, 1.0, 2.0)
 
@@ -61,6 +61,7 @@ def main() -> int:
         budget = ["iterations=2", "meta_batch_size=4", "eval_every=1", "eval_tasks=2"]
     members = {f"maml-s{seed}": [f"seed={seed}", "threads=1", *budget] for seed in range(settings.seeds)}
     own = ["episodes_per_task=2"] if settings.tiny else [f"iterations={ITERATIONS}"]
+    own += [f"algo.epochs={EPOCHS}", f"algo.decay_steps={EPOCHS * (2 if settings.tiny else ITERATIONS)}"]
     remembering = {"rl2-s0": [*_without(RL2, own + budget), "seed=0", *budget, *own]}
     if settings.train:
         recording.train(ENV, runs, members | remembering)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from metarl.core.adapt import Objective
+from metarl.core.descent import Reptile
 from metarl.core.inner import GradientStep, InnerRule, Unchanged
-from metarl.core.outer import TRPO, OuterRule, Reptile, State
+from metarl.core.outer import TRPO, OuterRule
 from metarl.core.parallel import chunks
 from metarl.core.params import Params, detach, expand, rows, stack_rows
+from metarl.core.update import State
 from metarl.domain import Domain, Sample, Seed, Statistics
 from metarl.families import Tasks
 from metarl.rl.domain import RLDomain
@@ -66,11 +68,13 @@ class MetaLearner:
         inner_steps: inner updates in training; 0 trains without adapting (pretrained and oracle references).
         meta_batch_size: M, tasks of one iteration.
         chunk_tasks: tasks differentiated at once; None chooses by the number of samples.
+        exploration: weight of E-MAML's term, which lets the policy learn what to try before it adapts; 0 leaves it out.
 
     Raises:
-        SettingsError: where the outer rule needs a distribution and the domain predicts none; where ``inner_steps`` is 0
-            and the rules learn from adapting alone (Reptile) or adapt from zero (CAVIA); where it is not 0 and the policy
-            learns a task by remembering it (RL²), or where such a policy meets a rule that takes its sequences apart (TRPO).
+        SettingsError: where the outer rule needs a distribution and the domain predicts none, or likelihood ratios and the
+            loss has none; where ``inner_steps`` is 0 and the rules learn from adapting alone (Reptile) or adapt from zero
+            (CAVIA); where it is not 0 and the policy learns a task by remembering it (RL²), or where such a policy meets a
+            rule that takes its sequences apart (TRPO); or where there is nothing to explore.
 
     Example:
         >>> import metarl
@@ -87,6 +91,7 @@ class MetaLearner:
     inner_steps: int = 1
     meta_batch_size: int = 40
     chunk_tasks: int | None = None
+    exploration: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse impossible pairings."""
@@ -94,6 +99,16 @@ class MetaLearner:
             raise SettingsError(
                 f"{type(self.outer).__name__} needs predictions that are a distribution, and this family's"
                 f" {self.domain.metric} loss has none; choose algo=maml-adam"
+            )
+        if self.outer.needs_ratio and self.domain.query.ratio is None:
+            raise SettingsError(
+                f"{type(self.outer).__name__} clips likelihood ratios of actions, and this family's {self.domain.metric} loss"
+                " has none; choose algo=maml-adam"
+            )
+        if self.exploration and self.domain.exploration(self.exploration) is None:
+            raise SettingsError(
+                f"exploration={self.exploration:g} needs actions whose choice it can reward, and this family has none; leave"
+                " it out"
             )
         if isinstance(self.inner, Unchanged) or (isinstance(self.domain, RLDomain) and self.domain.memory is not None):
             self._refuse_with_memory()
@@ -157,6 +172,7 @@ class MetaLearner:
             loss=self.domain.query,
             workers=self.domain.workers,
             chunk_tasks=self.chunk_tasks,
+            path=self.domain.exploration(self.exploration),
         )
         meta, outer, metrics = self.outer.step(state.meta, objective, state.outer)
         samples = [*trail.supports, trail.query]

@@ -13,7 +13,10 @@ from metarl.settings import SettingsError
 
 SMALL = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[4]", "eval_every=0", "threads=1", "inner_steps=2")
 CASES = [("navigation-2d", name, ("env.horizon=8",)) for name in algorithms.names()]
-CASES += [("sinusoid", name, ()) for name in algorithms.names() if not name.endswith("trpo") and name != "rl2"]
+RL_ONLY = ("trpo", "promp", "rl2")
+CASES += [("sinusoid", name, ()) for name in algorithms.names() if not name.endswith(RL_ONLY)]
+SURROGATES = ("logp", "dice", "loaded-dice")
+CASES += [("navigation-2d", "maml-trpo", ("env.horizon=8", f"inner_surrogate={name}")) for name in SURROGATES]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +27,7 @@ def _threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("env", "algo", "more"), CASES, ids=[f"{algo} {env}" for env, algo, _ in CASES])
+@pytest.mark.parametrize(("env", "algo", "more"), CASES, ids=[f"{algo} {env} {more[-1:]}" for env, algo, more in CASES])
 def test_an_algorithm_trains_and_goes_on_to_the_byte(tmp_path, capsys, env, algo, more):
     """Three iterations at once, and two with one after them: learned rates or counters that no checkpoint holds show."""
 
@@ -85,6 +88,10 @@ def test_learned_rates_are_learned(tmp_path):
         ({"adapt": ("9.*",)}, r"nothing to adapt: '9\.\*' meets none of 0\.weight"),
         ({"adapt": ()}, r"algo\.adapt=\[\] adapts nothing"),
         ({"rates_steps": 2}, r"algo\.rates_steps=2 needs learned rates: algo\.rates=tensor or weight"),
+        (
+            {"rates": "tensor", "rates_steps": 2},
+            r"algo\.rates_steps=2 is more than inner_steps=1: rates of later steps",
+        ),
         ({"adapt": "head"}, r"algo\.adapt=head must be a list such as algo\.adapt=\[head\]"),
         ({"rates": "weigth"}, r"algo\.rates=weigth is not one of .* Did you mean 'weight'\?"),
     ],
@@ -95,9 +102,33 @@ def test_what_makes_no_sense_is_refused(settings, reason):
         metarl.build("sinusoid", "maml-adam", algo_settings=settings, hidden_sizes=(4,)).init(0)
 
 
-def test_a_trust_region_without_a_distribution_is_refused():
-    with pytest.raises(SettingsError, match="needs predictions that are a distribution"):
-        metarl.build("sinusoid", "meta-sgd-trpo")
+@pytest.mark.parametrize(
+    ("algo", "settings", "reason"),
+    [
+        ("meta-sgd-trpo", {}, "needs predictions that are a distribution"),
+        ("promp", {}, "needs predictions that are a distribution"),
+        ("maml-adam", {"exploration": 1.0}, "exploration=1 needs actions whose choice it can reward"),
+    ],
+)
+def test_reinforcement_learning_alone_has_actions(algo, settings, reason):
+    """A regression has no likelihood ratios to clip and no actions to reward."""
+    with pytest.raises(SettingsError, match=reason):
+        metarl.build("sinusoid", algo, **settings)
+
+
+def test_e_maml_learns_from_what_it_sampled():
+    """The term changes the meta-gradient, and reaches it through the command's own names."""
+    settings = {"meta_batch_size": 3, "episodes_per_task": 2, "hidden_sizes": (4,), "threads": 1}
+    norms = []
+    for algo, more in (
+        ("e-maml-trpo", {}),
+        ("e-maml-trpo", {"exploration": 0.0}),
+        ("maml-trpo", {"inner_surrogate": "logp"}),
+    ):
+        learner = metarl.build("navigation-2d", algo, env_settings={"horizon": 8}, **settings, **more)
+        norms.append(learner.iteration(learner.init(0))[1]["gradient_norm"])
+    assert norms[1] == norms[2]
+    assert norms[0] != pytest.approx(norms[1], rel=0.01)
 
 
 @pytest.mark.parametrize("setting", ["first_order", "rates", "rates_steps"])

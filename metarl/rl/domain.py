@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metarl import families
+from metarl.core.adapt import Path
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed, Statistics
@@ -23,7 +24,7 @@ from metarl.nets.recurrent import Recurrent
 from metarl.rl import baseline, normalizer, returns
 from metarl.rl.categorical import CategoricalPolicy
 from metarl.rl.gaussian import GaussianPolicy
-from metarl.rl.losses import Batch, PolicyLoss, PolicyQuery
+from metarl.rl.losses import Batch, Exploration, PolicyLoss, PolicyQuery
 from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts, to_device
@@ -44,9 +45,18 @@ class Aside(NamedTuple):
     success: Tensor | None
 
 
+class Surrogate(NamedTuple):
+    """Form of the inner loss: its name, and the decay of ``loaded-dice``."""
+
+    name: str = "lvc"
+    decay: float = 0.9
+
+
 @dataclass(frozen=True)
 class RLDomain:
-    """A task family, a policy, and how rollouts become a batch; :meth:`normalizing` standardises observations.
+    """A task family, a policy, and how rollouts become a batch.
+
+    :meth:`normalizing` standardises observations, :meth:`encouraging` rewards entropy.
 
     Attributes:
         family: where tasks and simulations come from.
@@ -54,7 +64,7 @@ class RLDomain:
         episodes: E, episodes of each task in one support or query set.
         gamma: discount.
         gae_lambda: 0 for one-step, 1 for Monte-Carlo advantages.
-        surrogate: form of the inner loss.
+        surrogate: form of the inner loss (:class:`~metarl.rl.losses.PolicyLoss`).
         bootstrap: value the state at the time limit by a baseline without time, instead of by 0 (a finite horizon).
         workers: threads and device.
     """
@@ -64,16 +74,17 @@ class RLDomain:
     episodes: int = 20
     gamma: float = 0.99
     gae_lambda: float = 1.0
-    surrogate: str = "lvc"
+    surrogate: Surrogate = field(default_factory=Surrogate)
     bootstrap: bool = False
     workers: Workers = field(default_factory=Workers)
     _normalizer: Normalizer | None = field(default=None, repr=False)
+    _entropy_bonus: float = field(default=0.0, repr=False)
     _batches: dict[tuple[int, int, int], tuple[RLFamily, EnvBatch]] = field(default_factory=dict, repr=False)
     _pools: dict[int, Workers] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the surrogate's name, and that a memory is not asked for what lies behind its time."""
-        PolicyLoss(self.policy, self.surrogate)
+        """Check the surrogate, and that a memory is not asked for what lies behind its time."""
+        _ = self._loss
         if self.bootstrap and self.memory is not None:
             raise SettingsError(
                 "bootstrap=true does not fit a policy with a memory, whose baseline knows the time; leave it out"
@@ -87,6 +98,10 @@ class RLDomain:
         kept = slice(spec.observation_size - mask, spec.observation_size)
         own = Normalizer(normalizer.unseen(self._observation_size), kept, self.workers.device)
         return dataclasses.replace(self, _normalizer=own)
+
+    def encouraging(self, entropy_bonus: float) -> RLDomain:
+        """Return the domain whose outer loss rewards the policy's entropy (:class:`~metarl.rl.losses.PolicyQuery`)."""
+        return dataclasses.replace(self, _entropy_bonus=entropy_bonus)
 
     def given(self, statistics: Statistics) -> RLDomain:
         """Return the same domain that standardises by these statistics, if it does."""
@@ -129,11 +144,15 @@ class RLDomain:
     @property
     def query(self) -> PolicyQuery:
         """The outer loss."""
-        return PolicyQuery(self.policy)
+        return PolicyQuery(self.policy, entropy_bonus=self._entropy_bonus)
 
     def inner_loss(self, params: Params, support: Batch) -> Tensor:
         """Return the support loss of every task, (M,)."""
-        return PolicyLoss(self.policy, self.surrogate)(params, support)
+        return self._loss(params, support)
+
+    def exploration(self, coefficient: float) -> Path | None:
+        """Return E-MAML's term."""
+        return Exploration(self.policy, coefficient) if coefficient else None
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh meta-parameters."""
@@ -242,6 +261,8 @@ class RLDomain:
             weights=weights,
             log_probs=log_probs,
             behaviour=behaviour,
+            credit=returns.credit(targets, rollouts.mask, advantages, weights),
+            horizon=horizon if self._loss.ordered else None,
         )
 
     def _remembered(self, params: Params, rollouts: Rollouts) -> Tensor | None:
@@ -280,6 +301,10 @@ class RLDomain:
         scaled = ((2 * tasks.values - low - high) / np.maximum(high - low, 1e-12)).astype(np.float32)
         task = to_device(scaled, observations.device).unsqueeze(1).expand(*observations.shape[:2], -1)
         return torch.cat([observations, task], -1)
+
+    @property
+    def _loss(self) -> PolicyLoss:
+        return PolicyLoss(self.policy, *self.surrogate)
 
     def _moments(self, rollouts: Rollouts) -> Statistics:
         """Return statistics of every task's states, where they are kept."""
