@@ -191,7 +191,7 @@ def trial(count: int, maml: Sequence[pathlib.Path] = (), rl2: Sequence[pathlib.P
     totals = {name: play(family, tasks, player, pulls, seed=0).sums.sum(1)[None] for name, player in PLAYERS.items()}
     chosen: dict[str, Any] = {}
     if maml:
-        size, rate = chosen["maml"] = maml_choice(maml[0], pulls)
+        size, rate = chosen["maml"] = maml_choice(maml[0], pulls, min(count, 500))
         totals["maml"] = np.stack([maml_totals(run, tasks, pulls, size, rate, (0, TEST, 1)) for run in maml])
     if rl2:
         totals["rl2"] = np.stack([rl2_totals(run, tasks, (0, TEST, 1)) for run in rl2])
@@ -235,14 +235,18 @@ def maml_totals(run: pathlib.Path, tasks: Any, pulls: int, size: int, rate: floa
     return size * np.sum([score.values for score in scores], axis=0)
 
 
-def maml_choice(run: pathlib.Path, pulls: int) -> tuple[int, float]:
-    """Return the pulls between two updates and the step size with which MAML earns most in 500 validation tasks."""
+def maml_choice(run: pathlib.Path, pulls: int, count: int) -> tuple[int, float]:
+    """Return the pulls between two updates and the step size with which MAML earns most in so many validation tasks."""
     from metarl import families
     from metarl.learner import VALIDATION
 
-    tasks = families.make(ENV).sample_tasks(500, "validation", (0, VALIDATION))
-    options = [(size, rate) for size in SIZES for rate in RATES]
-    return max(options, key=lambda option: maml_totals(run, tasks, pulls, *option, (0, VALIDATION, 1)).mean())
+    tasks = families.make(ENV).sample_tasks(count, "validation", (0, VALIDATION))
+
+    def earned(option: tuple[int, float]) -> float:
+        size, rate = option
+        return float(maml_totals(run, tasks, pulls, size, rate, (0, VALIDATION, 1)).mean())
+
+    return max(((size, rate) for size in SIZES for rate in RATES), key=earned)
 
 
 def draw(fitted: Mapping[str, Any], path: pathlib.Path) -> None:

@@ -190,8 +190,8 @@ class ClippedOuter:
         """Build ProMP without a leash, which is PPO's rule."""
         from metarl.core import Adam, ProMP
 
-        schedule = {"decay_steps": self.decay_steps, "final_lr": self.final_lr, "clip_norm": self.clip_norm}
-        return ProMP(Adam(self.lr, **schedule), self.epochs, self.clip, kl_penalty=0.0)
+        adam = Adam(self.lr, decay_steps=self.decay_steps, final_lr=self.final_lr, clip_norm=self.clip_norm)
+        return ProMP(adam, self.epochs, self.clip, kl_penalty=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

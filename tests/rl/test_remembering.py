@@ -172,5 +172,5 @@ def test_entropy_earns_its_bonus_in_every_form_of_the_outer_loss():
 
 
 def test_labelled_shots_have_no_entropy():
-    with pytest.raises(SettingsError, match="entropy_bonus=0.1 has no meaning for env=sinusoid"):
+    with pytest.raises(SettingsError, match=r"entropy_bonus=0\.1 has no meaning for env=sinusoid"):
         metarl.build("sinusoid", entropy_bonus=0.1)
