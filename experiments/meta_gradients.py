@@ -232,12 +232,12 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
     }
     for axes, (target, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
         for name, curve in result["meta_gradient"].items():
-            axes.plot(result["samples"], np.maximum(curve[target], 1e-10), marker="o", label=name)
-        axes.set_yscale("log")
+            axes.plot(result["samples"], curve[target], marker="o", label=name)
         axes.set_xticks(result["samples"])
         axes.set_xlabel("inner trajectories n")
         axes.set_title(title, fontsize=10)
     first = figure.axes[0]
+    first.set_ylim(bottom=-0.01)
     first.set_ylabel("relative error of the expectation")
     first.legend(fontsize=8)
     figure.savefig(path, dpi=150)
