@@ -28,7 +28,7 @@ MARK = "<!-- bandits -->"
 STEPS = 3
 # RL² in one trial of 100 pulls: a small memory, and many trials of many tasks at once
 RL2 = (
-    *("algo=rl2", "algo.trial_episodes=1", "algo.memory_size=64", "env.protocol=trial", "gamma=1", "gae_lambda=0.95"),
+    *("algo=rl2", "algo.trial_episodes=1", "algo.memory_size=48", "env.protocol=trial", "gamma=1", "gae_lambda=0.95"),
     *("meta_batch_size=60", "episodes_per_task=10", "chunk_tasks=30", "entropy_bonus=0.01"),
 )
 ITERATIONS, EPOCHS = 900, 6

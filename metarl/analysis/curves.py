@@ -202,11 +202,21 @@ def trial_curve(learner: MetaLearner, meta: Params, tasks: Tasks, seed: Seed, ep
     domain = learner.domain
     if not (isinstance(domain, RLDomain) and isinstance(domain.family, Trial)):
         raise SettingsError("episodes of a trial belong to a run that learns by memory (algo=rl2)")
-    counts = sorted(set(episodes)) or list(range(domain.family.episodes))
-    trial = dataclasses.replace(domain.family, episodes=counts[-1] + 1)
-    rollouts, _ = dataclasses.replace(domain, family=trial).rollout(expand(detach(meta), len(tasks)), tasks, seed)
-    course = trial.returns(rollouts).mean(2).double().cpu().numpy()
-    return Curve((0,) * len(counts), tuple(counts), course.T[counts])
+    usual, params = domain.family, expand(detach(meta), len(tasks))
+    counts = sorted(set(episodes)) or list(range(usual.episodes))
+
+    def played(last: int) -> Score:
+        trial = dataclasses.replace(usual, episodes=last + 1)
+        rollouts, aside = dataclasses.replace(domain, family=trial).rollout(params, tasks, seed)
+        course = trial.returns(rollouts).mean(2).double().cpu().numpy()
+        return Score(course.T, None if aside.success is None else aside.success.double().numpy())
+
+    whole = played(counts[-1])
+    if whole.success is None:
+        return _curve((0,) * len(counts), counts, [Score(whole.values[k], None) for k in counts])
+    # a trial is judged by its last episode; shorter trials of the same seed begin alike
+    judged = [*(played(k).success for k in counts[:-1]), whole.success]
+    return _curve((0,) * len(counts), counts, [Score(whole.values[k], s) for k, s in zip(counts, judged, strict=True)])
 
 
 def tune_rates(

@@ -179,7 +179,7 @@ class RLDomain:
         statistics, scores, course = self._moments(rollouts), rollouts.returns.mean(1).cpu(), None
         if isinstance(self.family, Trial):
             course = self.family.returns(rollouts).mean(2).cpu()
-            scores = course.mean(1)
+            scores, metrics["episode_length"] = course.mean(1), metrics["episode_length"] / self.family.episodes
         return Sample(data, scores, rollouts.steps, metrics, statistics, aside.success, course)
 
     def rollout(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Rollouts, Aside]:

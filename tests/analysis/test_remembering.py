@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,7 +13,11 @@ import torch
 import metarl
 from metarl import evaluate, train
 from metarl.analysis.curves import trial_curve
+from metarl.core import SGD, Unchanged
 from metarl.core.params import expand
+from metarl.families import RLSpec, Step, TaskParameter, Tasks, split_uniform
+from metarl.nets import GRU
+from metarl.rl import GaussianPolicy, RLDomain, Trial
 from metarl.run.trainer import validate
 from metarl.settings import SettingsError
 
@@ -31,7 +38,7 @@ def runs(tmp_path_factory):
 
 def _rows(path):
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [__import__("json").loads(line) for line in lines]
+    return [json.loads(line) for line in lines]
 
 
 def test_validation_tells_the_first_and_the_last_episode_and_judges_by_all(runs):
@@ -144,3 +151,50 @@ def test_a_reward_that_nobody_told_is_asked_for(runs):
         policy.act(np.zeros(2))
     with pytest.raises(ValueError, match=r"an observation has shape \(2,\); got \(3,\)"):
         policy.act(np.zeros(3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Each step pays the task's bonus; every episode whose seed is even is a success at its second and last step."""
+
+    recommended = {}  # noqa: RUF012
+    spec = RLSpec((TaskParameter("bonus", 0, 1, ""),), 1, 1, -1.0, 1.0, 2, 0.0)
+
+    def sample_tasks(self, num_tasks, split, seed):
+        return Tasks(("bonus",), split_uniform(num_tasks, split, seed, dimensions=1))
+
+    def batch(self, num_envs, threads):
+        return JudgedBatch()
+
+
+class JudgedBatch:
+    """Judged as arrays."""
+
+    def reset(self, tasks, seeds):
+        self.bonus, self.even, self.time = tasks["bonus"].astype(np.float32), seeds % 2 == 0, 0
+        return np.zeros((len(tasks), 1), np.float32)
+
+    def step(self, actions):
+        self.time += 1
+        flags = np.zeros(len(actions), dtype=bool)
+        return Step(np.zeros((len(actions), 1), np.float32), self.bonus.copy(), flags, flags)
+
+    def success(self):
+        return self.even & (self.time == 2)
+
+
+def test_every_point_of_a_curve_is_judged_by_its_own_episode():
+    """Catches successes of earlier episodes that count for later ones: about half of all episodes succeed, not more."""
+    trial = Trial(Judged(), 3)
+    policy = GaussianPolicy(GRU(trial.spec.observation_size, 3, (1,), 6), 1)
+    learner = metarl.MetaLearner(RLDomain(trial, policy, episodes=200), Unchanged(), SGD(), 0)
+    meta, tasks = learner.init(0).meta, trial.sample_tasks(4, "test", 0)
+    curve = trial_curve(learner, meta, tasks, (0, 2, 1))
+    np.testing.assert_allclose(curve.values, np.tile(2 * tasks["bonus"], (3, 1)), rtol=1e-6)
+    assert curve.success.mean(1) == pytest.approx([0.5] * 3, abs=5 * 0.5 / np.sqrt(800))
+    assert len({tuple(row) for row in curve.success.tolist()}) == 3
+    again = trial_curve(learner, meta, tasks, (0, 2, 1), [1])
+    np.testing.assert_array_equal(again.success[0], curve.success[1])
+    _, metrics = learner.iteration(learner.init(0))
+    assert "pre_success" not in metrics
+    assert 0 < metrics["post_success"] < 1

@@ -94,7 +94,7 @@ def test_what_is_learned_in_the_first_episode_serves_the_second():
     assert metrics["pre_return"] == pytest.approx(float(sample.course[:, 0].mean()))
     assert metrics["post_return"] == pytest.approx(float(sample.course[:, 1].mean()))
     assert metrics["env_steps"] == 20 * 4 * 6
-    assert metrics["episode_length"] == 6
+    assert metrics["episode_length"] == 3
 
 
 def test_the_meta_gradient_is_the_slope_of_the_loss():
