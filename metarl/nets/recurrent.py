@@ -171,7 +171,7 @@ def _cell(driven: Tensor, state: Tensor, product: _Product) -> _Cell:
     units = state.shape[-1]
     own = product(state)
     gates = torch.add(driven[..., : 2 * units], own[..., : 2 * units]).sigmoid_()
-    recalled = own[..., 2 * units :]
+    recalled = own[..., 2 * units :].contiguous()  # a view would keep all of it
     candidate = ACTIVATIONS["tanh"](torch.addcmul(driven[..., 2 * units :], gates[..., :units], recalled))
     return _Cell(gates, candidate, recalled, torch.lerp(candidate, state, gates[..., units:]))
 
