@@ -6,6 +6,9 @@ Their settings are declared here without importing torch. A new algorithm is one
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -358,7 +361,34 @@ def make(name: str, **settings: Any) -> Algorithm:
     return schema(**check(lookup(name), settings, prefix="algo."))
 
 
-if __name__ == "__main__":
+def page(name: str) -> str:
+    """Return the page of an algorithm, in Markdown: equation, reference, what differs from its authors' code, when to use it.
+
+    The variants of one method, ``maml-trpo`` and ``maml-adam`` say, share a page.
+
+    Raises:
+        SettingsError: for an unknown name, with the nearest one.
+    """
+    lookup(name)
+    method = re.sub("-(trpo|adam|sgd)$", "", name)
+    return (importlib.resources.files("metarl") / "pages" / f"{method}.md").read_text(encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    """List all algorithms with their papers, or print the pages of those named; return the exit code."""
+    try:
+        if argv:
+            print("\n".join(page(name) for name in argv), end="")
+            return 0
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for name in names():
         schema: Any = lookup(name)
-        print(f"{name:12} {schema.__doc__} {schema.paper}")
+        print(f"{name:14} {schema.__doc__} {schema.paper}")
+    print("\npython -m metarl.algorithms NAME prints a page: equation, reference, differences, when to use it.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

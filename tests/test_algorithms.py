@@ -156,6 +156,27 @@ def test_training_without_adapting_learns_what_adapting_starts_from(algo):
     assert moved == {name for name in start.meta if not name.startswith("rate.")}
 
 
+@pytest.mark.parametrize("algo", algorithms.names())
+def test_an_algorithm_has_a_page(algo, capsys):
+    """Equation, reference with the identifier that the list names, differences, when to use it; its own name in the title."""
+    assert algorithms.main([algo]) == 0
+    shown = capsys.readouterr().out
+    assert shown == algorithms.page(algo)
+    assert f"`{algo}`" in shown.splitlines()[0]
+    for part in ("**Equation.**", "**Reference.**", "**What differs from the ", "**When to use it.**"):
+        assert part in shown
+    own = algorithms.lookup(algo).paper
+    assert own[own.index("arXiv:") :].split(",")[0].split(";")[0] in shown
+
+
+def test_every_algorithm_is_listed_and_unknown_ones_get_the_nearest(capsys):
+    assert algorithms.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{name} " in shown for name in algorithms.names())
+    assert algorithms.main(["prompt"]) == 2
+    assert capsys.readouterr().err == "error: Unknown algorithm 'prompt'. Did you mean 'promp'?\n"
+
+
 @pytest.fixture
 def trained(tmp_path, capsys):
     """Train two iterations on sinusoid by an algorithm; return the exit code, the directory and what was written to stderr."""

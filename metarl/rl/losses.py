@@ -146,8 +146,8 @@ class PolicyLoss:
         """Return box_t - box_{t-1}, (M, N): 0, with the derivatives of DiCE."""
         if batch.horizon is None:
             raise ValueError(f"surrogate {self.surrogate} needs batches of whole episodes, with their horizon")
-        steps = torch.where(batch.weights > 0, log_probs, 0.0)  # after the end there are none
-        by_time = (steps - steps.detach()).view(len(steps), batch.horizon, -1)
+        # what is padded comes after all that counts, so no sum over earlier steps has it
+        by_time = (log_probs - log_probs.detach()).view(len(log_probs), batch.horizon, -1)
         decay = self.decay if self.surrogate == "loaded-dice" else 1.0
         before = _decayed(by_time, decay).flatten(1, 2)
         return torch.exp(before + by_time.flatten(1, 2)) - torch.exp(before)
