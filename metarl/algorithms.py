@@ -110,6 +110,21 @@ class ProximalInner:
 
 
 @dataclasses.dataclass(frozen=True)
+class MemoryInner:
+    """No inner updates: a recurrent network learns a task by remembering what it has seen of it."""
+
+    memory_size: int = setting(64, "recurrent units", low=1, high=100_000)
+    trial_episodes: int = setting(5, "episodes of a task that a trial has, and the memory spans", low=1)
+
+    def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
+        """Build nothing that changes anything."""
+        from metarl.core import Unchanged
+
+        del inner_loss, inner_lr, names
+        return Unchanged()
+
+
+@dataclasses.dataclass(frozen=True)
 class TrpoOuter:
     """A trust-region meta-update."""
 
@@ -161,6 +176,25 @@ class ProMPOuter:
         from metarl.core import Adam, ProMP
 
         return ProMP(Adam(self.lr, clip_norm=self.clip_norm), self.epochs, self.clip, self.kl_penalty)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedOuter:
+    """Several clipped Adam epochs on one batch, where nothing adapts."""
+
+    lr: float = setting(3e-3, "step size of an epoch", above=0)
+    epochs: int = setting(6, "steps on one batch", low=1)
+    clip: float = setting(0.2, "how far from 1 a likelihood ratio still earns", above=0, high=1)
+    clip_norm: float = setting(0.5, "longest gradient, longer ones are shortened; 0 takes every one", low=0)
+    decay_steps: int = setting(0, "epochs in all over which lr falls along a cosine; 0 keeps it", low=0)
+    final_lr: float = setting(0.0, "step size after decay_steps", low=0)
+
+    def rule(self) -> OuterRule:
+        """Build ProMP without a leash, which is PPO's rule."""
+        from metarl.core import Adam, ProMP
+
+        adam = Adam(self.lr, decay_steps=self.decay_steps, final_lr=self.final_lr, clip_norm=self.clip_norm)
+        return ProMP(adam, self.epochs, self.clip, kl_penalty=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +316,19 @@ ALGORITHMS: dict[str, type] = {
         exploration=1.0,
     ),
     "promp": preset(GradientInner, ProMPOuter, "Clipped epochs, with a leash on the policy before adapting.", _PROMP),
+    "rl2": preset(
+        MemoryInner,
+        ClippedOuter,
+        "A recurrent policy that remembers a trial of several episodes; its parameters never adapt.",
+        "Duan et al. (2016), RL², arXiv:1611.02779; Wang et al. (2016), arXiv:1611.05763",
+        inner_steps=0,
+        eval_steps=0,
+        hidden_sizes=(),
+        episodes_per_task=10,
+        meta_batch_size=40,
+        chunk_tasks=20,
+        gae_lambda=0.95,
+    ),
     "reptile": preset(
         PlainInner,
         ReptileOuter,

@@ -110,7 +110,7 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "name", "words", "rows"),
     [
-        (bandits, "bandit-bernoulli", ["seeds=1"], ["| 3 | ", "| gittins | "]),
+        (bandits, "bandit-bernoulli", ["seeds=1"], ["| 3 | ", "| gittins | ", "| maml | ", "| rl2 | "]),
         (references, "navigation-2d", ["env=navigation-2d", "seeds=2"], ["| maml-s1 | ", "| maml, mean of seeds | "]),
         (
             references,

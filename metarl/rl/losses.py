@@ -172,10 +172,12 @@ class PolicyQuery:
     Attributes:
         policy: who acts.
         clip: epsilon, beyond which from 1 a ratio earns nothing more (:meth:`clipped`); None clips nothing.
+        entropy_bonus: what a nat of the policy's mean entropy earns, in standard deviations of the advantages.
     """
 
     policy: Policy
     clip: float | None = None
+    entropy_bonus: float = 0.0
 
     @property
     def geometry(self) -> PolicyQuery:
@@ -196,7 +198,10 @@ class PolicyQuery:
             gain = torch.minimum(gain, ratio.clamp(1 - self.clip, 1 + self.clip) * query.advantages)
         with torch.no_grad():
             kl = self._kl(new, query)
-        return Terms(-(query.weights * gain).sum(1), kl)
+        loss = -(query.weights * gain).sum(1)
+        if self.entropy_bonus:
+            loss = loss - self.entropy_bonus * self.policy.entropy(new, query.weights)
+        return Terms(loss, kl)
 
     def predict(self, params: Params, query: Batch) -> tuple[Tensor, ...]:
         """Return the action distributions."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from metarl.domain import Domain
 from metarl.families import Choices, FamilyError, RLSpec, ShotSpec
 from metarl.fewshot import ShotDomain
 from metarl.learner import MetaLearner
-from metarl.nets import MLP, ContextNet, Net
-from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate
+from metarl.nets import GRU, MLP, ContextNet, Net
+from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate, Trial
 from metarl.run.config import RunConfig, RunSettings, resolve
 from metarl.settings import SettingsError
 
@@ -81,7 +82,7 @@ def cores() -> int:
 
 
 def _domain(config: RunConfig, workers: Workers) -> Domain:
-    run, context = config.run, config.algo_settings.get("context_size", 0)
+    run, algo = config.run, config.algo_settings
     family = families.make(config.env, **config.env_settings)
     try:
         spec = family.spec
@@ -91,10 +92,13 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     fault = _fault(spec)
     if fault:
         raise FamilyError(f"Family {type(family).__name__} has a spec {fault}")
+    memory = algo.get("memory_size", 0)
     if isinstance(spec, RLSpec):
+        if memory:
+            family = Trial(family, algo["trial_episodes"])
         domain = RLDomain(
             family,
-            _policy(spec, run, context),
+            _policy(family.spec, run, functools.partial(_net, run, algo.get("context_size", 0), memory)),
             episodes=run.episodes_per_task,
             gamma=run.gamma,
             gae_lambda=run.gae_lambda,
@@ -102,21 +106,29 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             bootstrap=run.bootstrap,
             workers=workers,
         )
+        domain = domain.encouraging(run.entropy_bonus)
         return domain.normalizing() if run.normalize_observations else domain
-    return ShotDomain(family, _net(math.prod(spec.input_shape), spec.target_size, run, context), workers)
+    if memory:
+        raise SettingsError(
+            f"algo={config.algo} belongs to reinforcement learning; {config.env} has labelled shots; choose algo=maml-adam"
+        )
+    net = _net(run, algo.get("context_size", 0), 0, math.prod(spec.input_shape), spec.target_size, 1)
+    return ShotDomain(family, net, workers)
 
 
-def _policy(spec: RLSpec, run: RunSettings, context: int) -> Policy:
+def _policy(spec: RLSpec, run: RunSettings, net: Callable[[int, int, int], Net]) -> Policy:
     inputs, choices = spec.observation_size + (len(spec.parameters) if spec.oracle else 0), spec.choices
     if choices is None:
-        return GaussianPolicy(_net(inputs, spec.action_size, run, context), spec.action_size, run.init_std)
+        return GaussianPolicy(net(inputs, spec.action_size, spec.horizon), spec.action_size, run.init_std)
     outputs = sum(choices.counts)
     # behind the mask an oracle's observation has the task
     mask_at = spec.observation_size - outputs if choices.masked else None
-    return CategoricalPolicy(_net(inputs, outputs, run, context), choices.counts, mask_at)
+    return CategoricalPolicy(net(inputs, outputs, spec.horizon), choices.counts, mask_at)
 
 
-def _net(inputs: int, outputs: int, run: RunSettings, context: int) -> Net:
+def _net(run: RunSettings, context: int, memory: int, inputs: int, outputs: int, steps: int) -> Net:
+    if memory:
+        return GRU(inputs, memory, (*run.hidden_sizes, outputs), steps, run.activation)
     net = MLP((inputs + context, *run.hidden_sizes, outputs), run.activation)
     return ContextNet(net, context) if context else net
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from metarl import families
+from metarl.cohorts import Cohorts
 from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
-from metarl.gym.cohorts import Cohorts
 from metarl.testing._asserting import require
 
 # Simulations, steps and tasks of one check: enough to tell apart, few enough for a slow simulator.
