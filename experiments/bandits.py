@@ -4,8 +4,9 @@
     python -m experiments.bandits tiny=true   the same with a budget of seconds, elsewhere
 
 By the protocol *fit n pulls, judge on n fresh pulls*, MAML is compared with an oracle, and with playing the arm that paid
-best in the very pulls it was fitted on. By *one trial of N pulls*, reference players are compared with what is known of
-them in closed form. Runs are kept under ``runs/bandit-bernoulli/``, results under ``experiments/results/bandit-bernoulli/``.
+best in the very pulls it was fitted on. By *one trial of N pulls*, in which every pull counts, RL² and MAML are compared with
+reference players, and these with what is known of them in closed form. Runs are kept under ``runs/bandit-bernoulli/``, results
+under ``experiments/results/bandit-bernoulli/``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ from metarl.settings import SettingsError, setting
 ENV = "bandit-bernoulli"
 MARK = "<!-- bandits -->"
 STEPS = 3
+# RL² in one trial of 100 pulls: a small memory, and many trials of many tasks at once
+RL2 = (
+    *("algo=rl2", "algo.trial_episodes=1", "algo.memory_size=48", "env.protocol=trial", "gamma=1", "gae_lambda=0.95"),
+    *("meta_batch_size=60", "episodes_per_task=10", "chunk_tasks=30", "entropy_bonus=0.01"),
+)
+ITERATIONS, EPOCHS = 900, 6
+# MAML in a trial: pulls between two updates, and step sizes, the best of which is chosen on validation tasks
+SIZES, RATES = (5, 10, 20, 25, 50), (0.25, 0.5, 1.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Settings:
     tiny: bool = setting(False, "a budget of seconds, under runs/tiny, to see that everything works")
     seeds: int = setting(3, "seeds of MAML", low=1)
     tasks: int = setting(2000, "test tasks that MAML adapts to", low=2)
-    trials: int = setting(10_000, "test tasks that the reference players play", low=2)
+    trials: int = setting(10_000, "test tasks in which trials are played", low=2)
     train: bool = setting(True, "false evaluates what is there")
 
 
@@ -51,20 +60,26 @@ def main() -> int:
         settings = dataclasses.replace(settings, tasks=20, trials=50)
         budget = ["iterations=2", "meta_batch_size=4", "eval_every=1", "eval_tasks=2"]
     members = {f"maml-s{seed}": [f"seed={seed}", "threads=1", *budget] for seed in range(settings.seeds)}
+    own = ["episodes_per_task=2"] if settings.tiny else [f"iterations={ITERATIONS}"]
+    own += [f"algo.epochs={EPOCHS}", f"algo.decay_steps={EPOCHS * (2 if settings.tiny else ITERATIONS)}"]
+    remembering = {"rl2-s0": [*_without(RL2, own + budget), "seed=0", *budget, *own]}
     if settings.train:
-        recording.train(ENV, runs, members)
+        recording.train(ENV, runs, members | remembering)
     labels = recording.trained(runs, members)
+    rl2 = [label for label in remembering if (runs / label / "checkpoints").is_dir()]
     from metarl.run.provenance import provenance
 
     summary: dict[str, Any] = {
-        "runs": {label: recording.facts(runs / label) for label in labels},
+        "runs": {label: recording.facts(runs / label) for label in (*labels, *rl2)},
         "evaluation": " ".join(["python -m experiments.bandits", *sys.argv[1:]]),
         "fit": fit([runs / label for label in labels], settings.tasks),
-        "trial": trial(settings.trials),
+        "trial": trial(settings.trials, [runs / label for label in labels], [runs / label for label in rl2]),
         "provenance": provenance(),
     }
     recording.write(results / "summary.json", summary)
     recording.keep(runs, labels, results, "reward per pull")
+    if rl2:
+        recording.keep(runs, rl2, results / "trial", "reward per trial")
     draw(summary["fit"], results / "curve.png")
     text = report(summary)
     (results / "summary.md").write_text(text, encoding="utf-8")
@@ -150,8 +165,20 @@ def _closed(values: np.ndarray, unadapted: np.ndarray, oracle: np.ndarray) -> li
     return closed
 
 
-def trial(count: int) -> dict[str, Any]:
-    """Let every reference player play a trial in each of ``count`` test tasks; return totals with intervals over tasks."""
+def _without(words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the settings that others do not set again."""
+    keys = {word.partition("=")[0] for word in others}
+    return [word for word in words if word.partition("=")[0] not in keys]
+
+
+def trial(count: int, maml: Sequence[pathlib.Path] = (), rl2: Sequence[pathlib.Path] = ()) -> dict[str, Any]:
+    """Let everybody play a trial in each of ``count`` test tasks; return totals with intervals over tasks.
+
+    Args:
+        count: test tasks.
+        maml: seeds of MAML, whose totals are averaged.
+        rl2: seeds of RL², likewise.
+    """
     from metarl import families
     from metarl.analysis.curves import interval
     from metarl.envs.bandit.players import PLAYERS, play
@@ -161,12 +188,65 @@ def trial(count: int) -> dict[str, Any]:
     pulls, tasks = family.spec.horizon, family.sample_tasks(count, "test", (0, TEST))
     known = {"random": pulls / 2, "oracle": pulls * family.arms / (family.arms + 1)}
     here = {"random": pulls * float(tasks.values.mean()), "oracle": pulls * float(tasks.values.max(1).mean())}
-    players = {}
-    for name, player in PLAYERS.items():
-        totals = play(family, tasks, player, pulls, seed=0).sums.sum(1)
-        exact = {"known": known.get(name), "known_of_these_tasks": here.get(name)}
-        players[name] = {"mean": float(totals.mean()), "ci95": interval(totals).tolist(), **exact}
-    return {"tasks": count, "pulls": pulls, "arms": family.arms, "players": players}
+    totals = {name: play(family, tasks, player, pulls, seed=0).sums.sum(1)[None] for name, player in PLAYERS.items()}
+    chosen: dict[str, Any] = {}
+    if maml:
+        size, rate = chosen["maml"] = maml_choice(maml[0], pulls, min(count, 500))
+        totals["maml"] = np.stack([maml_totals(run, tasks, pulls, size, rate, (0, TEST, 1)) for run in maml])
+    if rl2:
+        totals["rl2"] = np.stack([rl2_totals(run, tasks, (0, TEST, 1)) for run in rl2])
+    best, players = totals["gittins"][0], {}
+    for name, each in totals.items():
+        mean, part = each.mean(0), float(each.mean() / best.mean())
+        # of a ratio of means over the same tasks, to first order
+        spread = (part + interval(mean - part * best) / best.mean()).tolist()
+        players[name] = {
+            "mean": float(mean.mean()),
+            "ci95": interval(mean).tolist(),
+            "each_seed": each.mean(1).tolist(),
+            "known": known.get(name),
+            "known_of_these_tasks": here.get(name),
+            "of_gittins": {"mean": part, "ci95": spread},
+        }
+    return {"tasks": count, "pulls": pulls, "arms": family.arms, "players": players, "chosen": chosen}
+
+
+def rl2_totals(run: pathlib.Path, tasks: Any, seed: tuple[int, ...]) -> np.ndarray:
+    """Let RL² play one trial in every task; return what it earned, (M,)."""
+    from metarl.analysis.agent import load
+    from metarl.analysis.curves import trial_curve, with_episodes
+
+    agent, totals = load(run), []
+    learner = with_episodes(agent.learner, 1)
+    for start in range(0, len(tasks), 500):  # every task has a copy of the parameters
+        rows = tasks.rows(slice(start, start + 500))
+        totals.append(trial_curve(learner, agent.meta, rows, (*seed, start)).values[0])
+    return np.concatenate(totals)
+
+
+def maml_totals(run: pathlib.Path, tasks: Any, pulls: int, size: int, rate: float, seed: tuple[int, ...]) -> np.ndarray:
+    """Let MAML play one trial in every task, with an update after every ``size`` pulls; return what it earned, (M,)."""
+    from metarl.analysis.agent import load
+    from metarl.analysis.curves import adapt, with_episodes, with_rates
+
+    agent = load(run)
+    updates = with_rates(with_episodes(agent.learner, size), pulls // size, (rate,))
+    _, scores = adapt(updates, agent.meta, tasks, seed)
+    return size * np.sum([score.values for score in scores], axis=0)
+
+
+def maml_choice(run: pathlib.Path, pulls: int, count: int) -> tuple[int, float]:
+    """Return the pulls between two updates and the step size with which MAML earns most in so many validation tasks."""
+    from metarl import families
+    from metarl.learner import VALIDATION
+
+    tasks = families.make(ENV).sample_tasks(count, "validation", (0, VALIDATION))
+
+    def earned(option: tuple[int, float]) -> float:
+        size, rate = option
+        return float(maml_totals(run, tasks, pulls, size, rate, (0, VALIDATION, 1)).mean())
+
+    return max(((size, rate) for size in SIZES for rate in RATES), key=earned)
 
 
 def draw(fitted: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -213,17 +293,25 @@ def report(summary: Mapping[str, Any]) -> str:
         "",
         f"Unadapted, MAML earns {maml[0]}.",
         "",
-        f"One trial of {played['pulls']} pulls, {played['arms']} arms: total reward of the reference players on"
+        f"One trial of {played['pulls']} pulls, {played['arms']} arms, in which every pull counts: total reward on"
         f" {played['tasks']} test tasks, mean and 95 % interval over tasks. In closed form: N/2 and N K/(K+1), the mean over all"
-        " tasks; and the same of the probabilities of these very tasks.",
+        " tasks; and the same of the probabilities of these very tasks. RL² (rl2) plays by what it remembers.",
         "",
-        "| player | total | in closed form | of these tasks |",
-        "| --- | --- | --- | --- |",
+        "| player | total | part of Gittins' | in closed form | of these tasks |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, player in played["players"].items():
         (total,) = recording.intervals({"mean": [player["mean"]], "ci95": [player["ci95"]]}, 2)
+        (part,) = recording.intervals({key: [player["of_gittins"][key]] for key in ("mean", "ci95")}, 3)
         exact = [player["known"], player["known_of_these_tasks"]]
-        lines.append(f"| {name} | {total} | {' | '.join('' if x is None else f'{x:.2f}' for x in exact)} |")
+        shown = " | ".join("" if x is None else f"{x:.2f}" for x in exact)
+        lines.append(f"| {name} | {total} | {part} | {shown} |")
+    if "maml" in played["chosen"]:
+        size, rate = played["chosen"]["maml"]
+        lines += [
+            "",
+            f"MAML updates after every {size} pulls with step size {rate:g}, the best of those tried on validation tasks.",
+        ]
     return "\n".join([*lines, *recording.origin(summary)])
 
 

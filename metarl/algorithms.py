@@ -6,6 +6,9 @@ Their settings are declared here without importing torch. A new algorithm is one
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -107,6 +110,21 @@ class ProximalInner:
 
 
 @dataclasses.dataclass(frozen=True)
+class MemoryInner:
+    """No inner updates: a recurrent network learns a task by remembering what it has seen of it."""
+
+    memory_size: int = setting(64, "recurrent units", low=1, high=100_000)
+    trial_episodes: int = setting(5, "episodes of a task that a trial has, and the memory spans", low=1)
+
+    def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
+        """Build nothing that changes anything."""
+        from metarl.core import Unchanged
+
+        del inner_loss, inner_lr, names
+        return Unchanged()
+
+
+@dataclasses.dataclass(frozen=True)
 class TrpoOuter:
     """A trust-region meta-update."""
 
@@ -158,6 +176,25 @@ class ProMPOuter:
         from metarl.core import Adam, ProMP
 
         return ProMP(Adam(self.lr, clip_norm=self.clip_norm), self.epochs, self.clip, self.kl_penalty)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedOuter:
+    """Several clipped Adam epochs on one batch, where nothing adapts."""
+
+    lr: float = setting(3e-3, "step size of an epoch", above=0)
+    epochs: int = setting(6, "steps on one batch", low=1)
+    clip: float = setting(0.2, "how far from 1 a likelihood ratio still earns", above=0, high=1)
+    clip_norm: float = setting(0.5, "longest gradient, longer ones are shortened; 0 takes every one", low=0)
+    decay_steps: int = setting(0, "epochs in all over which lr falls along a cosine; 0 keeps it", low=0)
+    final_lr: float = setting(0.0, "step size after decay_steps", low=0)
+
+    def rule(self) -> OuterRule:
+        """Build ProMP without a leash, which is PPO's rule."""
+        from metarl.core import Adam, ProMP
+
+        adam = Adam(self.lr, decay_steps=self.decay_steps, final_lr=self.final_lr, clip_norm=self.clip_norm)
+        return ProMP(adam, self.epochs, self.clip, kl_penalty=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +316,19 @@ ALGORITHMS: dict[str, type] = {
         exploration=1.0,
     ),
     "promp": preset(GradientInner, ProMPOuter, "Clipped epochs, with a leash on the policy before adapting.", _PROMP),
+    "rl2": preset(
+        MemoryInner,
+        ClippedOuter,
+        "A recurrent policy that remembers a trial of several episodes; its parameters never adapt.",
+        "Duan et al. (2016), RL², arXiv:1611.02779; Wang et al. (2016), arXiv:1611.05763",
+        inner_steps=0,
+        eval_steps=0,
+        hidden_sizes=(),
+        episodes_per_task=10,
+        meta_batch_size=40,
+        chunk_tasks=20,
+        gae_lambda=0.95,
+    ),
     "reptile": preset(
         PlainInner,
         ReptileOuter,
@@ -311,7 +361,34 @@ def make(name: str, **settings: Any) -> Algorithm:
     return schema(**check(lookup(name), settings, prefix="algo."))
 
 
-if __name__ == "__main__":
+def page(name: str) -> str:
+    """Return the page of an algorithm, in Markdown: equation, reference, what differs from its authors' code, when to use it.
+
+    The variants of one method, ``maml-trpo`` and ``maml-adam`` say, share a page.
+
+    Raises:
+        SettingsError: for an unknown name, with the nearest one.
+    """
+    lookup(name)
+    method = re.sub("-(trpo|adam|sgd)$", "", name)
+    return (importlib.resources.files("metarl") / "pages" / f"{method}.md").read_text(encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    """List all algorithms with their papers, or print the pages of those named; return the exit code."""
+    try:
+        if argv:
+            print("\n".join(page(name) for name in argv), end="")
+            return 0
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for name in names():
         schema: Any = lookup(name)
-        print(f"{name:12} {schema.__doc__} {schema.paper}")
+        print(f"{name:14} {schema.__doc__} {schema.paper}")
+    print("\npython -m metarl.algorithms NAME prints a page: equation, reference, differences, when to use it.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

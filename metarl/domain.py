@@ -32,6 +32,8 @@ class Sample(NamedTuple):
         metrics: what else is worth logging.
         statistics: of the data, where the domain keeps any.
         success: fraction of every task's episodes that were a success, float32 (M,), on the CPU; None where nobody judges.
+        course: where a sample is of trials of K episodes, the metric after 0, 1, ... episodes of the task, float32 (M, K),
+            on the CPU; its mean is the score, and success is that of the last episodes. None elsewhere.
     """
 
     data: Data
@@ -40,6 +42,7 @@ class Sample(NamedTuple):
     metrics: dict[str, float]
     statistics: Statistics = MappingProxyType({})
     success: Tensor | None = None
+    course: Tensor | None = None
 
 
 class Domain(Protocol):

@@ -32,7 +32,11 @@ class EvaluateSettings:
     tasks: int = setting(40, "held-out tasks", low=1)
     steps: int = setting(3, "most inner updates", low=0)
     episodes: int | None = setting(None, "episodes of one update and of one score; null takes training's", low=1)
-    rollouts: tuple[int, ...] = setting((), "score after so many rollouts instead of after updates: [0,1,5,20]", low=0)
+    rollouts: tuple[int, ...] = setting(
+        (),
+        "score after so many rollouts instead of after updates: [0,1,5,20]; of RL² empty means all of its trial",
+        low=0,
+    )
     split: str = setting("test", "which tasks", choices=("train", "validation", "test"))
     inner_lr: tuple[float, ...] = setting(
         (),
@@ -69,6 +73,8 @@ def _main(argv: list[str]) -> int:
     _check(settings, configs[0])
     for name, config in zip(runs, configs, strict=True):
         _refuse_other_problem(configs[0], config, name)
+    if all(_remembers(config) for config in configs):
+        _refuse_updates(settings)
     import torch
 
     torch.set_num_threads(1)
@@ -103,6 +109,8 @@ def _text(path: str | pathlib.Path) -> str:
 
 def _check(settings: EvaluateSettings, config: RunConfig) -> None:
     """Refuse settings that would have no effect, or that this run cannot have, before anything is loaded."""
+    if settings.video and _remembers(config):
+        raise SettingsError("video=true shows one run before and after inner updates; a run of algo=rl2 has none")
     if settings.video:
         unused = [name for name in ("compare", "rollouts", "tune") if getattr(settings, name)]
         reason = "video=true shows one run before and after adapting"
@@ -133,6 +141,20 @@ def _refuse_other_problem(ours: RunConfig, theirs: RunConfig, name: str) -> None
                 f"compare: {name} has env.{key}={theirs.env_settings.get(key)}, the evaluated run has {value};"
                 " compare runs on the same tasks"
             )
+
+
+def _remembers(config: RunConfig) -> bool:
+    """Tell whether a run learns a task by memory instead of by inner updates (RL²)."""
+    return bool(config.algo_settings.get("memory_size"))
+
+
+def _refuse_updates(settings: EvaluateSettings) -> None:
+    """Refuse what belongs to inner updates, where no run has any."""
+    wrong = [name for name in ("inner_lr", "tune") if getattr(settings, name)]
+    if wrong:
+        raise SettingsError(
+            f"{wrong[0]}= has no effect here: a run of algo=rl2 learns by memory and has no inner updates"
+        )
 
 
 def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], command: str) -> int:
@@ -166,7 +188,8 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
         "settings": dataclasses.asdict(settings),
         "provenance": provenance(),
     }
-    by = "rollouts" if settings.rollouts else "updates"
+    # the one axis that runs with and without inner updates share
+    by = "rollouts" if settings.rollouts or any(_remembers(agent.config) for agent in agents.values()) else "updates"
     out = pathlib.Path(settings.run) / EVALUATION
     report.write(result, out, by)
     for name, run in runs.items():
@@ -201,7 +224,7 @@ def _refuse_rates(name: str, agent: Agent, settings: EvaluateSettings) -> None:
     """Refuse step sizes for a run that has none, before another run has been evaluated for hours."""
     from metarl.analysis.curves import with_rates
 
-    if _adapts(agent) and (settings.tune or settings.inner_lr):
+    if _adapts(agent) and not _remembers(agent.config) and (settings.tune or settings.inner_lr):
         try:
             with_rates(agent.learner, 1, settings.inner_lr or (agent.config.run.inner_lr,))
         except SettingsError as error:
@@ -223,6 +246,9 @@ def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) ->
         "protocol": learner.domain.protocol,
         "env": {"name": agent.config.env, **agent.config.env_settings},
     }
+    if _remembers(agent.config):
+        curve = curves.trial_curve(learner, agent.meta, tasks, seed, settings.rollouts)
+        return curve.to_json(), {**note, "trial_episodes": agent.config.algo_settings["trial_episodes"]}
     if not _adapts(agent):
         return curves.update_curve(learner, agent.meta, tasks, seed, 0).to_json(), {**note, "adapted": False}
     if settings.tune:

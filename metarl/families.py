@@ -211,7 +211,7 @@ class EnvBatch(Protocol):
     """B simulations that step together. A task changes only at :meth:`reset`.
 
     Two more methods are welcome: ``restart`` starts some simulations anew while the others go on, faster than in batches of
-    their own (:class:`metarl.gym.cohorts.Restartable`), ``render`` draws one (:class:`metarl.gym.environment.Renderable`).
+    their own (:class:`metarl.cohorts.Restartable`), ``render`` draws one (:class:`metarl.gym.environment.Renderable`).
     """
 
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:

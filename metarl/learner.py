@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from metarl.core.adapt import Objective
 from metarl.core.descent import Reptile
-from metarl.core.inner import GradientStep, InnerRule
-from metarl.core.outer import OuterRule
+from metarl.core.inner import GradientStep, InnerRule, Unchanged
+from metarl.core.outer import TRPO, OuterRule
 from metarl.core.parallel import chunks
 from metarl.core.params import Params, detach, expand, rows, stack_rows
 from metarl.core.update import State
 from metarl.domain import Domain, Sample, Seed, Statistics
 from metarl.families import Tasks
+from metarl.rl.domain import RLDomain
 from metarl.settings import SettingsError
 
 # First word of a seed after the user's: streams that must never meet.
@@ -71,7 +73,8 @@ class MetaLearner:
     Raises:
         SettingsError: where the outer rule needs a distribution and the domain predicts none, or likelihood ratios and the
             loss has none; where ``inner_steps`` is 0 and the rules learn from adapting alone (Reptile) or adapt from zero
-            (CAVIA); or where there is nothing to explore.
+            (CAVIA); where it is not 0 and the policy learns a task by remembering it (RL²), or where such a policy meets a
+            rule that takes its sequences apart (TRPO); or where there is nothing to explore.
 
     Example:
         >>> import metarl
@@ -107,8 +110,19 @@ class MetaLearner:
                 f"exploration={self.exploration:g} needs actions whose choice it can reward, and this family has none; leave"
                 " it out"
             )
-        if self.inner_steps == 0:
+        if isinstance(self.inner, Unchanged) or (isinstance(self.domain, RLDomain) and self.domain.memory is not None):
+            self._refuse_with_memory()
+        elif self.inner_steps == 0:
             self._refuse_never_adapting()
+
+    def _refuse_with_memory(self) -> None:
+        if self.inner_steps:
+            raise SettingsError(
+                f"inner_steps={self.inner_steps} does not fit a policy with a memory: it learns a task by remembering it,"
+                " and its parameters never adapt; use inner_steps=0"
+            )
+        if isinstance(self.outer, TRPO):  # its Fisher products look at some of the states
+            raise SettingsError("TRPO does not fit a policy with a memory, which reads whole sequences; use algo=rl2")
 
     def _refuse_never_adapting(self) -> None:
         reason = ""
@@ -164,7 +178,7 @@ class MetaLearner:
         samples = [*trail.supports, trail.query]
         env_steps = state.env_steps + sum(sample.env_steps for sample in samples)
         metric = self.domain.metric
-        before, after = samples[0].scores, trail.query.scores
+        before, after = _before_and_after(samples)
         metrics = {
             "iteration": state.iteration,
             "env_steps": env_steps,
@@ -203,9 +217,16 @@ class MetaLearner:
         return stack_rows(parts)
 
 
+def _before_and_after(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Return the scores (M,) of the first and of the last sample; of trials those of their first and last episodes."""
+    course = samples[-1].course
+    return (samples[0].scores, samples[-1].scores) if course is None else (course[:, 0], course[:, -1])
+
+
 def _successes(samples: Mapping[str, Sample]) -> dict[str, float]:
-    """Return the mean success rate of each sample, where the family judges."""
-    return {name: float(s.success.mean()) for name, s in samples.items() if s.success is not None}
+    """Return the mean success rate of each sample, where the family judges; a trial does not tell its first episode's."""
+    known = {name: s for name, s in samples.items() if s.course is None or name == "post_success"}
+    return {name: float(s.success.mean()) for name, s in known.items() if s.success is not None}
 
 
 def _merged(samples: list[Sample]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from metarl.settings import SettingsError
 
 SMALL = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[4]", "eval_every=0", "threads=1", "inner_steps=2")
 CASES = [("navigation-2d", name, ("env.horizon=8",)) for name in algorithms.names()]
-RL_ONLY = ("trpo", "promp")
+RL_ONLY = ("trpo", "promp", "rl2")
 CASES += [("sinusoid", name, ()) for name in algorithms.names() if not name.endswith(RL_ONLY)]
 SURROGATES = ("logp", "dice", "loaded-dice")
 CASES += [("navigation-2d", "maml-trpo", ("env.horizon=8", f"inner_surrogate={name}")) for name in SURROGATES]
@@ -32,7 +32,8 @@ def test_an_algorithm_trains_and_goes_on_to_the_byte(tmp_path, capsys, env, algo
     """Three iterations at once, and two with one after them: learned rates or counters that no checkpoint holds show."""
 
     def run(directory, iterations):
-        words = [f"env={env}", f"algo={algo}", *more, *SMALL]
+        small = [word for word in SMALL if algo != "rl2" or not word.startswith("inner_steps")]  # it has none
+        words = [f"env={env}", f"algo={algo}", *more, *small]
         words += [f"iterations={iterations}", f"run_dir={directory}", "resume=auto"]
         assert train.main(words) == 0, capsys.readouterr().err
         checkpoint = directory / "checkpoints" / f"{iterations:08d}"
@@ -137,7 +138,7 @@ def test_reptile_has_no_settings_of_a_meta_gradient_that_it_does_not_take(settin
         algorithms.make("reptile", **{setting: 1})
 
 
-@pytest.mark.parametrize("algo", algorithms.names())
+@pytest.mark.parametrize("algo", [name for name in algorithms.names() if name != "rl2"])
 def test_training_without_adapting_learns_what_adapting_starts_from(algo):
     """A reference that never changes (Reptile), or whose context was learned and is set to 0 by the first update (CAVIA)."""
     build = {"inner_steps": 0, "meta_batch_size": 2, "episodes_per_task": 2, "hidden_sizes": (4,), "threads": 1}
@@ -153,6 +154,27 @@ def test_training_without_adapting_learns_what_adapting_starts_from(algo):
     assert metrics["pre_return"] == metrics["post_return"]
     moved = {name for name in start.meta if not torch.equal(start.meta[name], state.meta[name])}
     assert moved == {name for name in start.meta if not name.startswith("rate.")}
+
+
+@pytest.mark.parametrize("algo", algorithms.names())
+def test_an_algorithm_has_a_page(algo, capsys):
+    """Equation, reference with the identifier that the list names, differences, when to use it; its own name in the title."""
+    assert algorithms.main([algo]) == 0
+    shown = capsys.readouterr().out
+    assert shown == algorithms.page(algo)
+    assert f"`{algo}`" in shown.splitlines()[0]
+    for part in ("**Equation.**", "**Reference.**", "**What differs from the ", "**When to use it.**"):
+        assert part in shown
+    own = algorithms.lookup(algo).paper
+    assert own[own.index("arXiv:") :].split(",")[0].split(";")[0] in shown
+
+
+def test_every_algorithm_is_listed_and_unknown_ones_get_the_nearest(capsys):
+    assert algorithms.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{name} " in shown for name in algorithms.names())
+    assert algorithms.main(["prompt"]) == 2
+    assert capsys.readouterr().err == "error: Unknown algorithm 'prompt'. Did you mean 'promp'?\n"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import metarl
-from experiments import bandits, recording, references, tabular
+from experiments import bandits, memory, recording, references, tabular
 from metarl import evaluate, train
 from metarl.analysis.agent import Agent
 from metarl.analysis.curves import update_curve
@@ -110,7 +110,7 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "name", "words", "rows"),
     [
-        (bandits, "bandit-bernoulli", ["seeds=1"], ["| 3 | ", "| gittins | "]),
+        (bandits, "bandit-bernoulli", ["seeds=1"], ["| 3 | ", "| gittins | ", "| maml | ", "| rl2 | "]),
         (references, "navigation-2d", ["env=navigation-2d", "seeds=2"], ["| maml-s1 | ", "| maml, mean of seeds | "]),
         (
             references,
@@ -172,3 +172,12 @@ def test_a_command_that_fails_ends_the_experiment_with_its_status(capfd):
     with pytest.raises(SystemExit, match="2"):
         recording.python("metarl.train", "env=nope")
     assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_memory_is_measured_in_processes_of_their_own(monkeypatch, capsys):
+    """The whole experiment in small: a child that prints something else than its numbers, a table that loses a row."""
+    monkeypatch.setattr(sys, "argv", ["x", "tiny=true"])
+    assert memory.main() == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "-adam |" in line]
+    assert [row.split()[1] for row in rows] == list(memory.ALGORITHMS)
+    assert all(row.count(" MiB, ") == 2 for row in rows)

@@ -23,16 +23,17 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "families": ({"settings", "splits", "ids"}, {"numpy"}),
     "pooled": ({"settings", "families"}, {"numpy"}),
     "listing": ({"settings", "families", "ids"}, set()),
-    "gym": ({"settings", "families"}, {"numpy", "gymnasium", "PIL"}),
+    "cohorts": ({"families"}, {"numpy"}),
+    "gym": ({"settings", "families", "cohorts"}, {"numpy", "gymnasium", "PIL"}),
     "envs": ({"settings", "families", "pooled"}, {"numpy", "mujoco", "gymnasium", "metaworld", "PIL"}),
     "core": (set(), {"torch"}),
     "nets": ({"core"}, {"torch"}),
     "domain": ({"core", "families", "settings"}, {"torch"}),
-    "rl": ({"core", "nets", "domain", "families", "settings"}, {"torch", "numpy"}),
+    "rl": ({"core", "nets", "domain", "families", "cohorts", "settings"}, {"torch", "numpy"}),
     "fewshot": ({"core", "nets", "domain", "families", "pooled", "settings"}, {"torch", "numpy"}),
     "algorithms": ({"core", "settings"}, set()),
 }
-_BELOW = {"settings", "families", "pooled", "gym", "core", "nets", "domain", "rl", "fewshot", "algorithms"}
+_BELOW = {"settings", "families", "pooled", "cohorts", "gym", "core", "nets", "domain", "rl", "fewshot", "algorithms"}
 _RUN = {"torch", "numpy", "hydra", "omegaconf", "yaml", "safetensors", "tqdm"}
 _ANALYSIS = {"torch", "numpy", "scipy", "matplotlib", "imageio", "PIL", "gymnasium", "mujoco"}
 LAYERS |= {

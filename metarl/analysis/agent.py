@@ -16,15 +16,17 @@ import torch
 
 from metarl.analysis import environment
 from metarl.analysis.curves import Curve, parts, with_episodes, with_rates
+from metarl.analysis.remembering import MemoryPolicy, remember
 from metarl.core.params import Params, expand
 from metarl.domain import Domain
 from metarl.families import RLSpec, Tasks
-from metarl.gym.environment import one_task
+from metarl.gym.environment import FamilyEnv, one_task
 from metarl.learner import TEST, MetaLearner
 from metarl.rl.domain import RLDomain
 from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import to_device
+from metarl.rl.trials import bare
 from metarl.run.build import build_learner
 from metarl.run.checkpoint import CheckpointStore
 from metarl.run.config import RunConfig
@@ -116,7 +118,7 @@ class Agent:
         rollouts: int = 20,
         seed: int = 0,
         inner_lr: float | Sequence[float] = (),
-    ) -> tuple[AdaptedPolicy, Curve]:
+    ) -> tuple[AdaptedPolicy | MemoryPolicy, Curve]:
         """Adapt to one task from a few rollouts.
 
         Args:
@@ -130,7 +132,9 @@ class Agent:
                 training's.
 
         Returns:
-            The adapted policy, and the returns before each update and after the last (on fresh rollouts).
+            The adapted policy, and the returns before each update and after the last (on fresh rollouts). A run that
+            learns by memory (algo=rl2) has no updates: its policy has seen one trial of so many episodes, whose returns
+            are the curve, and goes on learning where it is told what its actions pay (``policy.saw``).
 
         Raises:
             SettingsError: if the run cannot adapt to this.
@@ -140,15 +144,24 @@ class Agent:
             raise SettingsError("adapt() needs a reinforcement-learning run; this one learns from labelled shots")
         if rollouts < 1:
             raise SettingsError(f"rollouts={rollouts} is too small: it must be at least 1")
-        spec = domain.family.spec
+        spec = bare(domain.family).spec
         context = np.zeros(0, dtype=np.float32)
         if isinstance(task, gymnasium.Env):
             environment.check_spaces(task, spec)
         else:
             task = one_task(task, spec, self.config.env)
             _warn_beyond(task, spec)
-            bare = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
-            context = domain.told(bare, task)[0, 0, spec.observation_size :].cpu().numpy()
+            blank = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
+            context = domain.told(blank, task)[0, 0, spec.observation_size :].cpu().numpy()
+        if domain.memory is not None:
+            if inner_lr != ():
+                raise SettingsError(
+                    "inner_lr has no meaning for algo=rl2: it learns by memory and has no inner updates"
+                )
+            remembering = MemoryPolicy(domain, expand(self.meta, 1), context, seed)
+            own = {key: value for key, value in self.config.env_settings.items() if key != "oracle"}
+            env = task if isinstance(task, gymnasium.Env) else FamilyEnv(self.config.env, task.to_json()[0], **own)
+            return remembering, remember(remembering, env, domain, rollouts, (seed, TEST))
         sizes = parts(rollouts, domain.episodes)
         rates = (inner_lr,) if isinstance(inner_lr, int | float) else tuple(inner_lr)
         if any(not rate > 0 for rate in rates):

@@ -17,6 +17,7 @@ from metarl.domain import Sample, Seed
 from metarl.families import FamilyError, Tasks
 from metarl.learner import MetaLearner
 from metarl.rl.domain import RLDomain
+from metarl.rl.trials import Trial
 from metarl.settings import SettingsError
 
 
@@ -186,6 +187,36 @@ def rollout_curve(
         updates.append(len(sizes))
         scores.append(Score.of(learner.domain.collect(params, tasks, (*seed, len(sizes)), "query")))
     return _curve(updates, rollouts, scores)
+
+
+def trial_curve(learner: MetaLearner, meta: Params, tasks: Tasks, seed: Seed, episodes: Sequence[int] = ()) -> Curve:
+    """Score every task after a policy with a memory has seen k = 0, 1, ... episodes of it, in trials of its own.
+
+    Args:
+        learner: its domain's family is a :class:`~metarl.rl.trials.Trial`.
+        meta: meta-parameters.
+        tasks: M tasks.
+        seed: all randomness is a function of it.
+        episodes: the numbers k; empty takes all of training's trial. Beyond that, a trial is as long as it must be.
+    """
+    domain = learner.domain
+    if not (isinstance(domain, RLDomain) and isinstance(domain.family, Trial)):
+        raise SettingsError("episodes of a trial belong to a run that learns by memory (algo=rl2)")
+    usual, params = domain.family, expand(detach(meta), len(tasks))
+    counts = sorted(set(episodes)) or list(range(usual.episodes))
+
+    def played(last: int) -> Score:
+        trial = dataclasses.replace(usual, episodes=last + 1)
+        rollouts, aside = dataclasses.replace(domain, family=trial).rollout(params, tasks, seed)
+        course = trial.returns(rollouts).mean(2).double().cpu().numpy()
+        return Score(course.T, None if aside.success is None else aside.success.double().numpy())
+
+    whole = played(counts[-1])
+    if whole.success is None:
+        return _curve((0,) * len(counts), counts, [Score(whole.values[k], None) for k in counts])
+    # a trial is judged by its last episode; shorter trials of the same seed begin alike
+    judged = [*(played(k).success for k in counts[:-1]), whole.success]
+    return _curve((0,) * len(counts), counts, [Score(whole.values[k], s) for k, s in zip(counts, judged, strict=True)])
 
 
 def tune_rates(

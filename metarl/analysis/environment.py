@@ -61,16 +61,16 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
     with torch.no_grad():
         act = policy.actor(params)
         for e in range(episodes):
-            observation = _finite(env.reset(seed=int(seeds[e]))[0], "observation")
+            observation = finite(env.reset(seed=int(seeds[e]))[0], "observation")
             for t in range(spec.horizon):
                 seen = to_device(observation, device).view(1, 1, -1)
                 action, state = act(domain.normalized(seen), noise[t, e].view(1, 1, -1))
-                command = _command(action[0, 0].cpu().numpy(), spec, env.action_space)
-                value, reward, terminated, truncated, _ = env.step(command)
-                observation = _finite(value, "observation")
+                played = command(action[0, 0].cpu().numpy(), spec, env.action_space)
+                value, reward, terminated, truncated, _ = env.step(played)
+                observation = finite(value, "observation")
                 out.observations[0, t, e], out.actions[0, t, e] = seen[0, 0], action[0, 0]
                 out.behaviour[0][0, t, e] = state[0, 0]
-                out.rewards[0, t, e], out.mask[0, t, e] = float(_finite(reward, "reward")), 1.0
+                out.rewards[0, t, e], out.mask[0, t, e] = float(finite(reward, "reward")), 1.0
                 out.terminated[0, t, e] = bool(terminated)
                 out.truncated[0, t, e] = not terminated and (bool(truncated) or t + 1 == spec.horizon)
                 if terminated or truncated:
@@ -79,7 +79,7 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
     return out
 
 
-def _command(action: np.ndarray, spec: RLSpec, space: gymnasium.Space[Any]) -> Any:
+def command(action: np.ndarray, spec: RLSpec, space: gymnasium.Space[Any]) -> Any:
     """Return an action (A,) as the environment takes it."""
     if (action < 0).any() and spec.choices is not None:
         raise SettingsError("the policy's probabilities are not finite: adaptation diverged; lower inner_lr")
@@ -88,7 +88,8 @@ def _command(action: np.ndarray, spec: RLSpec, space: gymnasium.Space[Any]) -> A
     return np.clip(action, spec.action_low, spec.action_high).astype(action.dtype)
 
 
-def _finite(value: Any, what: str) -> np.ndarray:
+def finite(value: Any, what: str) -> np.ndarray:
+    """Return what an environment gave as float32, and refuse what is not finite."""
     array = np.asarray(value, dtype=np.float32)
     if not np.isfinite(array).all():
         raise FamilyError(f"the environment's {what} is not finite")

@@ -2,7 +2,7 @@
 
 from metarl.core.adapt import Objective, Outcome, Terms, adapt
 from metarl.core.descent import SGD, Adam, ProMP, Reptile
-from metarl.core.inner import GradientStep, InnerRule, LearnedRates
+from metarl.core.inner import GradientStep, InnerRule, LearnedRates, Unchanged
 from metarl.core.outer import TRPO, OuterRule
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
@@ -24,6 +24,7 @@ __all__ = [
     "ProximalSolve",
     "Reptile",
     "Terms",
+    "Unchanged",
     "Update",
     "Workers",
     "adapt",

@@ -147,3 +147,18 @@ class GradientStep:
     def _adapting(self, params: Iterable[str]) -> list[str]:
         model = (name for name in params if self.rates is None or not name.startswith(RATE))
         return [name for name in model if any(fnmatchcase(name, pattern) for pattern in self.subset)]
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """No rule: for policies that learn a task by remembering it, whose parameters stay what they are."""
+
+    def init(self, params: Params) -> Params:
+        """Return nothing."""
+        del params
+        return {}
+
+    def __call__(self, params: Params, support: object, step: int = 0) -> Params:
+        """Return the parameters."""
+        del support, step
+        return params

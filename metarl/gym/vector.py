@@ -11,8 +11,8 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from metarl.cohorts import Cohorts
 from metarl.families import Tasks
-from metarl.gym.cohorts import Cohorts
 from metarl.gym.environment import SIZE, Opened, Renderable, checked_mode, one_task, prepare_gl, seed_word
 from metarl.settings import SettingsError, nearest
 

@@ -5,5 +5,6 @@ from metarl.nets.conv import Conv4
 from metarl.nets.mlp import MLP
 from metarl.nets.module import from_module
 from metarl.nets.net import Flat, Net, Normalized
+from metarl.nets.recurrent import GRU, Recurrent
 
-__all__ = ["MLP", "ContextNet", "Conv4", "Flat", "Net", "Normalized", "from_module"]
+__all__ = ["GRU", "MLP", "ContextNet", "Conv4", "Flat", "Net", "Normalized", "Recurrent", "from_module"]

@@ -6,6 +6,7 @@ from metarl.rl.gaussian import GaussianPolicy
 from metarl.rl.losses import Exploration, PolicyLoss, PolicyQuery
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts
+from metarl.rl.trials import Trial
 
 __all__ = [
     "CategoricalPolicy",
@@ -17,4 +18,5 @@ __all__ = [
     "RLDomain",
     "Rollouts",
     "Surrogate",
+    "Trial",
 ]

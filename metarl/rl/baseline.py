@@ -1,7 +1,8 @@
-"""Linear feature baseline, fitted to each task's own episodes. Shapes: M tasks, T steps, E episodes, O observation."""
+"""Linear feature baselines. Shapes: M tasks, T steps, E episodes, O observation, H memory of a policy, F = 2H + O."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,3 +84,69 @@ def _timeless(observations: Tensor) -> Tensor:
 def _times(observations: Tensor) -> Tensor:
     horizon, episodes = observations.shape[1:3]
     return torch.arange(horizon, device=observations.device)[:, None].expand(horizon, episodes)
+
+
+class Moments(NamedTuple):
+    """Sums over samples, of features with each other and with returns.
+
+    Attributes:
+        shared: of the features of memories, (F, F), and with returns, (F, 1), added over tasks.
+        cross: of the features of time with those of memories, (M, 4, F).
+        own: of the features of time, (M, 4, 4), and with returns, (M, 4, 1).
+    """
+
+    shared: tuple[Tensor, Tensor]
+    cross: Tensor
+    own: tuple[Tensor, Tensor]
+
+
+def moments(memory: Tensor, observations: Tensor, returns: Tensor, mask: Tensor) -> Moments:
+    """Sum over the samples of some tasks: memories (M, T, E, H), observations (M, T, E, O), returns and mask (M, T, E)."""
+    phi, psi = _remembered(memory, observations), _powers(returns)
+    target, counted = returns.flatten(1, 2).unsqueeze(-1).double(), mask.flatten(1, 2).unsqueeze(-1).double()
+    weighted, times = (phi * counted).flatten(0, 1), (psi * counted).transpose(1, 2)
+    shared = (weighted.T @ phi.flatten(0, 1), weighted.T @ target.flatten(0, 1))
+    return Moments(shared, torch.bmm(times, phi), (torch.bmm(times, psi.expand(len(phi), -1, -1)), times @ target))
+
+
+def fit_remembered(parts: Sequence[Moments]) -> tuple[Tensor, Tensor]:
+    r"""Fit a value that looks at what a policy remembers; return w, (F, 1), and every task's own u, (M, 4, 1).
+
+    $$ V_i(s_t) = w^T \phi(h_t, s_t, \tau) + u_i^T \psi(\tau), \quad
+       \phi = (h, \tau h, s), \quad \psi = (1, \tau, \tau^2, \tau^3), \quad \tau = t / T $$
+
+    by ridge least squares on the returns of all tasks together. w is one for all tasks, because a memory tells one trial
+    from another: fitted to the few trials of one task it would know how they end. What all trials of a task share is left
+    to u, which knows the task as no memory does. (u is eliminated: w solves the normal equations of what it leaves over.)
+
+    Args:
+        parts: of all tasks, in their order.
+    """
+    gram, moment = (torch.stack(sums).sum(0) for sums in zip(*(part.shared for part in parts), strict=True))
+    cross = torch.cat([part.cross for part in parts])
+    own, own_moment = (torch.cat(sums) for sums in zip(*(part.own for part in parts), strict=True))
+    own = own + _RIDGE * torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
+    without = torch.linalg.solve(own, torch.cat([cross, own_moment], -1))
+    ridge = _RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    left = gram + ridge - torch.bmm(cross.transpose(1, 2), without[..., :-1]).sum(0)
+    w = torch.linalg.solve(left, moment - torch.bmm(cross.transpose(1, 2), without[..., -1:]).sum(0))
+    return w, without[..., -1:] - without[..., :-1] @ w
+
+
+def predict_remembered(fitted: tuple[Tensor, Tensor], memory: Tensor, observations: Tensor) -> Tensor:
+    """Value every state, (M, T, E), of some tasks, whose own u, (M, 4, 1), stand beside the w of all."""
+    shared, own = fitted
+    value = _remembered(memory, observations) @ shared + _powers(observations[..., 0]) @ own
+    return value.view(observations.shape[:-1]).to(observations.dtype)
+
+
+def _remembered(memory: Tensor, observations: Tensor) -> Tensor:
+    """Features (M, T*E, F) of memories and observations; returns to come shrink with the time that is left."""
+    tau = (_times(observations) / observations.shape[1]).to(memory.dtype).unsqueeze(-1)
+    return torch.cat([memory, tau * memory, observations.clamp(-10.0, 10.0)], -1).flatten(1, 2).double()
+
+
+def _powers(like: Tensor) -> Tensor:
+    """Features (1, T*E, 4) of the time of samples (M, T, E)."""
+    tau = (_times(like.unsqueeze(-1)) / like.shape[1]).double().flatten()
+    return torch.stack([torch.ones_like(tau), tau, tau**2, tau**3], -1).unsqueeze(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metarl.core.params import Params
 from metarl.nets.net import Net
+from metarl.nets.recurrent import acting
 from metarl.rl.policy import Actor, Distribution
 
 # Stands in for the logit of an illegal choice: its probability is exactly 0 in float32 and float64, and, unlike minus
@@ -50,7 +51,9 @@ class CategoricalPolicy:
 
     def distribution(self, params: Params, observations: Tensor) -> Distribution:
         """Return log-probabilities at observations (M, N, O)."""
-        logits = self.net(params, observations)
+        return self._of(self.net(params, observations), observations)
+
+    def _of(self, logits: Tensor, observations: Tensor) -> Distribution:
         if self.mask_at is not None:
             legal = observations[..., self.mask_at : self.mask_at + sum(self.counts)] > 0.5
             logits = torch.where(legal, logits, _ILLEGAL)
@@ -71,9 +74,10 @@ class CategoricalPolicy:
 
         A choice of -1 says that the probabilities are not finite.
         """
+        logits = acting(self.net, params)
 
         def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-            (log_probs,) = self.distribution(params, observations)
+            (log_probs,) = self._of(logits(observations), observations)
             return self._drawn(log_probs, noise), log_probs
 
         return act

@@ -20,12 +20,17 @@ from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed, Statistics
 from metarl.families import EnvBatch, RLFamily, Split, Tasks
+from metarl.nets.recurrent import Recurrent
 from metarl.rl import baseline, normalizer, returns
+from metarl.rl.categorical import CategoricalPolicy
+from metarl.rl.gaussian import GaussianPolicy
 from metarl.rl.losses import Batch, Exploration, PolicyLoss, PolicyQuery
 from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts, to_device
 from metarl.rl.simulations import Simulations
+from metarl.rl.trials import Trial, bare
+from metarl.settings import SettingsError
 
 
 class Aside(NamedTuple):
@@ -49,7 +54,9 @@ class Surrogate(NamedTuple):
 
 @dataclass(frozen=True)
 class RLDomain:
-    """A task family, a policy, and how rollouts become a batch; :meth:`normalizing` standardises observations.
+    """A task family, a policy, and how rollouts become a batch.
+
+    :meth:`normalizing` standardises observations, :meth:`encouraging` rewards entropy.
 
     Attributes:
         family: where tasks and simulations come from.
@@ -71,12 +78,17 @@ class RLDomain:
     bootstrap: bool = False
     workers: Workers = field(default_factory=Workers)
     _normalizer: Normalizer | None = field(default=None, repr=False)
+    _entropy_bonus: float = field(default=0.0, repr=False)
     _batches: dict[tuple[int, int, int], tuple[RLFamily, EnvBatch]] = field(default_factory=dict, repr=False)
     _pools: dict[int, Workers] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the surrogate."""
+        """Check the surrogate, and that a memory is not asked for what lies behind its time."""
         _ = self._loss
+        if self.bootstrap and self.memory is not None:
+            raise SettingsError(
+                "bootstrap=true does not fit a policy with a memory, whose baseline knows the time; leave it out"
+            )
 
     def normalizing(self) -> RLDomain:
         """Return the domain whose policy and baseline see observations standardised (:mod:`metarl.rl.normalizer`)."""
@@ -86,6 +98,10 @@ class RLDomain:
         kept = slice(spec.observation_size - mask, spec.observation_size)
         own = Normalizer(normalizer.unseen(self._observation_size), kept, self.workers.device)
         return dataclasses.replace(self, _normalizer=own)
+
+    def encouraging(self, entropy_bonus: float) -> RLDomain:
+        """Return the domain whose outer loss rewards the policy's entropy (:class:`~metarl.rl.losses.PolicyQuery`)."""
+        return dataclasses.replace(self, _entropy_bonus=entropy_bonus)
 
     def given(self, statistics: Statistics) -> RLDomain:
         """Return the same domain that standardises by these statistics, if it does."""
@@ -105,6 +121,12 @@ class RLDomain:
         return self._normalizer
 
     @property
+    def memory(self) -> Recurrent | None:
+        """The policy's network where it remembers; None where it sees one state at a time."""
+        net = self.policy.net if isinstance(self.policy, CategoricalPolicy | GaussianPolicy) else None
+        return net if isinstance(net, Recurrent) else None
+
+    @property
     def metric(self) -> str:
         """Undiscounted return of an episode."""
         return "return"
@@ -112,7 +134,7 @@ class RLDomain:
     @property
     def unit(self) -> str:
         """Rewards of one episode."""
-        return f"reward per episode of {self.family.spec.horizon} steps"
+        return f"reward per episode of {bare(self.family).spec.horizon} steps"
 
     @property
     def protocol(self) -> str:
@@ -127,7 +149,7 @@ class RLDomain:
     @property
     def query(self) -> PolicyQuery:
         """The outer loss."""
-        return PolicyQuery(self.policy)
+        return PolicyQuery(self.policy, entropy_bonus=self._entropy_bonus)
 
     def inner_loss(self, params: Params, support: Batch) -> Tensor:
         """Return the support loss of every task, (M,)."""
@@ -143,15 +165,15 @@ class RLDomain:
 
     def sample_tasks(self, num_tasks: int, split: Split, seed: Seed) -> Tasks:
         """Draw tasks of a split."""
-        return families.drawn(self.family, num_tasks, split, seed)
+        return families.drawn(bare(self.family), num_tasks, split, seed)
 
     def collect(self, params: Params, tasks: Tasks, seed: Seed, role: Role) -> Sample:
-        """Roll out E episodes of every task and judge their actions."""
+        """Roll out E episodes, or trials, of every task and judge their actions."""
         del role  # support and query are both fresh rollouts
         started = time.perf_counter()
         rollouts, aside = self.rollout(params, tasks, seed)
         sampled = time.perf_counter()
-        data = self.judge(rollouts)
+        data = self.judge(rollouts, self._remembered(params, rollouts))
         metrics = {
             "seconds_sampling": sampled - started,
             "seconds_physics": aside.seconds,
@@ -159,8 +181,11 @@ class RLDomain:
             "entropy": float(self.policy.entropy(data.behaviour, data.weights).mean()),
             "episode_length": rollouts.steps / rollouts.rewards[:, 0].numel(),
         }
-        statistics, returns = self._moments(rollouts), rollouts.returns.mean(1).cpu()
-        return Sample(data, returns, rollouts.steps, metrics, statistics, aside.success)
+        statistics, scores, course = self._moments(rollouts), rollouts.returns.mean(1).cpu(), None
+        if isinstance(self.family, Trial):
+            course = self.family.returns(rollouts).mean(2).cpu()
+            scores, metrics["episode_length"] = course.mean(1), metrics["episode_length"] / self.family.episodes
+        return Sample(data, scores, rollouts.steps, metrics, statistics, aside.success, course)
 
     def rollout(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Rollouts, Aside]:
         """Run E episodes of every task with its own parameters.
@@ -182,16 +207,31 @@ class RLDomain:
         success = torch.tensor(np.concatenate(solved)).view(len(tasks), -1).float().mean(1) if solved else None
         return rollouts, Aside(sum(group.seconds for group in done) / len(done), success)
 
-    def judge(self, rollouts: Rollouts) -> Batch:
-        """Turn rollouts into a batch with advantages normalised per task."""
+    def judge(self, rollouts: Rollouts, memory: Tensor | None = None) -> Batch:
+        """Turn rollouts into a batch with advantages normalised per task.
+
+        Args:
+            rollouts: of M tasks.
+            memory: what the policy remembered at every step, (M, T, E, H), where it does: then there is one baseline
+                for all tasks that looks at it, and all advantages are normalised by one deviation, because no task's
+                parameters are its own.
+        """
         targets = returns.discounted_returns(rollouts.rewards, rollouts.mask, self.gamma)
         num_tasks, horizon, episodes = rollouts.rewards.shape
         behaviour = (rollouts.behaviour[0].flatten(1, 2), *rollouts.behaviour[1:])
         seen, last_seen = self.normalized(rollouts.observations), self.normalized(rollouts.final_observations)
+        cuts = chunks(num_tasks, horizon * episodes, self.workers.device)
+        knowing = None if memory is None else self._knowing(memory, seen, targets, rollouts.mask, cuts)
 
         def values(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
             observations, mask = seen[tasks], rollouts.mask[tasks]
-            if self.bootstrap:
+            if knowing is not None and memory is not None:
+                own = (knowing[0], knowing[1][tasks])
+                valued, last = (
+                    baseline.predict_remembered(own, memory[tasks], observations),
+                    torch.zeros_like(mask[:, 0]),
+                )
+            elif self.bootstrap:
                 final = last_seen[tasks]
                 left = mask.sum(1, keepdim=True) - torch.arange(horizon, device=mask.device)[:, None]
                 discount = torch.where(rollouts.truncated[tasks].any(1, keepdim=True), self.gamma**left, 0.0)
@@ -204,7 +244,7 @@ class RLDomain:
             log_probs = self.policy.log_prob(acted, rollouts.actions[tasks].flatten(1, 2))
             return valued, last, log_probs
 
-        parts = self.workers.map(values, chunks(num_tasks, horizon * episodes, self.workers.device))
+        parts = self.workers.map(values, cuts)
         values_MTE, last_ME, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
         next_values = torch.cat([values_MTE[:, 1:], torch.zeros_like(values_MTE[:, :1])], 1)
         next_values = torch.where(rollouts.truncated, last_ME.unsqueeze(1), next_values)
@@ -222,13 +262,33 @@ class RLDomain:
         return Batch(
             observations=seen.flatten(1, 2),
             actions=rollouts.actions.flatten(1, 2),
-            advantages=returns.normalise(advantages, weights),
+            advantages=_normalised(advantages, weights, together=memory is not None),
             weights=weights,
             log_probs=log_probs,
             behaviour=behaviour,
             credit=returns.credit(targets, rollouts.mask, advantages, weights),
             horizon=horizon if self._loss.ordered else None,
         )
+
+    def _remembered(self, params: Params, rollouts: Rollouts) -> Tensor | None:
+        """Return what the policy remembered at every step, (M, T, E, H); None where it has no memory."""
+        net = self.memory
+        if net is None:
+            return None
+        seen = self.normalized(rollouts.observations)
+        num_tasks, _, episodes = rollouts.mask.shape
+        # as many sequences at once as a chunk has samples elsewhere would make each step of theirs too small
+        cuts = chunks(num_tasks, 8 * episodes, self.workers.device)
+        with torch.no_grad():
+            parts = self.workers.map(lambda cut: net.memory(rows(params, cut), seen[cut].flatten(1, 2)), cuts)
+        return torch.cat(parts).view(*rollouts.mask.shape, -1)
+
+    def _knowing(
+        self, memory: Tensor, seen: Tensor, targets: Tensor, mask: Tensor, cuts: Sequence[slice]
+    ) -> tuple[Tensor, Tensor]:
+        """Fit the baseline that looks at the memory to all tasks."""
+        sums = self.workers.map(lambda cut: baseline.moments(memory[cut], seen[cut], targets[cut], mask[cut]), cuts)
+        return baseline.fit_remembered(sums)
 
     def observe(self, observations: Tensor, tasks: Tasks) -> Tensor:
         """Return what the policy sees, (M, E, ...), of a family's observations."""
@@ -297,6 +357,13 @@ class RLDomain:
         final = to_device(simulations.final, device).view(count, episodes, -1)
         out.final_observations[cut] = self.told(final, tasks)
         return simulations
+
+
+def _normalised(advantages: Tensor, weights: Tensor, together: bool) -> Tensor:
+    """Normalise advantages (M, N) task by task, or those of all tasks together."""
+    if not together:
+        return returns.normalise(advantages, weights)
+    return returns.normalise(advantages.view(1, -1), weights.view(1, -1)).view_as(advantages)
 
 
 def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metarl.core.params import Params
 from metarl.nets.net import Net
+from metarl.nets.recurrent import acting
 from metarl.rl.policy import Actor, Distribution
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -78,11 +79,11 @@ class GaussianPolicy:
 
     def actor(self, params: Params) -> Actor:
         """Return a function that adds noise to the mean; weights and standard deviation are worked out once."""
-        weights = self.weights(params)
+        means = acting(self.net, self.weights(params))
         std = torch.exp(self.clamped(params["log_std"])).unsqueeze(1)
 
         def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-            mean = self.net(weights, observations)
+            mean = means(observations)
             return torch.addcmul(mean, std, noise), mean
 
         return act

@@ -146,8 +146,8 @@ class PolicyLoss:
         """Return box_t - box_{t-1}, (M, N): 0, with the derivatives of DiCE."""
         if batch.horizon is None:
             raise ValueError(f"surrogate {self.surrogate} needs batches of whole episodes, with their horizon")
-        steps = torch.where(batch.weights > 0, log_probs, 0.0)  # after the end there are none
-        by_time = (steps - steps.detach()).view(len(steps), batch.horizon, -1)
+        # what is padded comes after all that counts, so no sum over earlier steps has it
+        by_time = (log_probs - log_probs.detach()).view(len(log_probs), batch.horizon, -1)
         decay = self.decay if self.surrogate == "loaded-dice" else 1.0
         before = _decayed(by_time, decay).flatten(1, 2)
         return torch.exp(before + by_time.flatten(1, 2)) - torch.exp(before)
@@ -172,10 +172,12 @@ class PolicyQuery:
     Attributes:
         policy: who acts.
         clip: epsilon, beyond which from 1 a ratio earns nothing more (:meth:`clipped`); None clips nothing.
+        entropy_bonus: what a nat of the policy's mean entropy earns, in standard deviations of the advantages.
     """
 
     policy: Policy
     clip: float | None = None
+    entropy_bonus: float = 0.0
 
     @property
     def geometry(self) -> PolicyQuery:
@@ -196,7 +198,10 @@ class PolicyQuery:
             gain = torch.minimum(gain, ratio.clamp(1 - self.clip, 1 + self.clip) * query.advantages)
         with torch.no_grad():
             kl = self._kl(new, query)
-        return Terms(-(query.weights * gain).sum(1), kl)
+        loss = -(query.weights * gain).sum(1)
+        if self.entropy_bonus:
+            loss = loss - self.entropy_bonus * self.policy.entropy(new, query.weights)
+        return Terms(loss, kl)
 
     def predict(self, params: Params, query: Batch) -> tuple[Tensor, ...]:
         """Return the action distributions."""

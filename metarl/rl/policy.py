@@ -45,7 +45,10 @@ class Policy(Protocol):
         ...
 
     def actor(self, params: Params) -> Actor:
-        """Return a function that draws actions; what does not change from step to step is worked out once."""
+        """Return a function that draws actions, step after step of new episodes, with a memory where the policy has one.
+
+        What does not change from step to step is worked out once.
+        """
         ...
 
     def mode(self, distribution: Distribution) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from metarl.families import EnvBatch, EnvFault, FamilyError, Judging, RLFamily, Tasks
+from metarl.rl.trials import bare
 from metarl.settings import SettingsError
 
 
@@ -131,7 +132,7 @@ class Simulations:
                 where = f"{where}, task {task} ({len(error.envs)} simulations)"
             own = isinstance(error, FamilyError | EnvFault)
             reason = str(error) if own else f"{type(error).__name__}: {error}"
-            raise FamilyError(f"Family {type(self._family).__name__} failed {where}: {reason}") from error
+            raise FamilyError(f"Family {type(bare(self._family)).__name__} failed {where}: {reason}") from error
         finally:
             self.seconds += time.perf_counter() - started
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from metarl.families import Choices, FamilyError, RLSpec, ShotFamily, ShotSpec
 from metarl.fewshot import ShotDomain
 from metarl.fewshot.losses import LOSSES
 from metarl.learner import MetaLearner
-from metarl.nets import MLP, ContextNet, Conv4, Flat, Net
-from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate
+from metarl.nets import GRU, MLP, ContextNet, Conv4, Flat, Net
+from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate, Trial
 from metarl.run.config import RunConfig, RunSettings, convolutional, resolve
 from metarl.settings import SettingsError
 
@@ -85,7 +86,7 @@ def cores() -> int:
 
 
 def _domain(config: RunConfig, workers: Workers) -> Domain:
-    run, context = config.run, config.algo_settings.get("context_size", 0)
+    run, algo = config.run, config.algo_settings
     family = families.make(config.env, **config.env_settings)
     try:
         spec = family.spec
@@ -97,10 +98,13 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     fault = _fault(spec)
     if fault:
         raise FamilyError(f"Family {type(family).__name__} has a spec {fault}")
+    memory = algo.get("memory_size", 0)
     if isinstance(spec, RLSpec):
+        if memory:
+            family = Trial(family, algo["trial_episodes"])
         domain = RLDomain(
             family,
-            _policy(spec, run, context),
+            _policy(family.spec, run, functools.partial(_net, run, algo.get("context_size", 0), memory)),
             episodes=run.episodes_per_task,
             gamma=run.gamma,
             gae_lambda=run.gae_lambda,
@@ -108,7 +112,12 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             bootstrap=run.bootstrap,
             workers=workers,
         )
+        domain = domain.encouraging(run.entropy_bonus)
         return domain.normalizing() if run.normalize_observations else domain
+    if memory:
+        raise SettingsError(
+            f"algo={config.algo} belongs to reinforcement learning; {config.env} has labelled shots; choose algo=maml-adam"
+        )
     return _shot_domain(config, family, spec, workers)
 
 
@@ -122,7 +131,7 @@ def _shot_domain(config: RunConfig, family: ShotFamily, spec: ShotSpec, workers:
     On the CPU a convolution fills the cache by a single task, which grouped convolutions of several only leave; on a GPU
     they save launches.
     """
-    run, context = config.run, config.algo_settings.get("context_size", 0)
+    run = config.run
     net: Net
     if convolutional(config, spec):
         try:
@@ -132,7 +141,8 @@ def _shot_domain(config: RunConfig, family: ShotFamily, spec: ShotSpec, workers:
         except ValueError as error:
             raise SettingsError(f"network=conv4 does not fit env={config.env}: {error}") from error
     else:
-        net = _net(math.prod(spec.input_shape), spec.target_size, run, context)
+        context = config.algo_settings.get("context_size", 0)
+        net = _net(run, context, 0, math.prod(spec.input_shape), spec.target_size, 1)
         net = net if len(spec.input_shape) == 1 else Flat(net)
     domain = ShotDomain(family, net, workers, run.chunk_tasks)
     domain.pool()
@@ -148,17 +158,19 @@ def _tasks_at_once(domain: ShotDomain, device: torch.device) -> int:
     return max(1, _GPU_IMAGES // sum(shots.num_samples for shots in domain.draw(task, np.zeros(1, dtype=np.uint32))))
 
 
-def _policy(spec: RLSpec, run: RunSettings, context: int) -> Policy:
+def _policy(spec: RLSpec, run: RunSettings, net: Callable[[int, int, int], Net]) -> Policy:
     inputs, choices = spec.observation_size + (len(spec.parameters) if spec.oracle else 0), spec.choices
     if choices is None:
-        return GaussianPolicy(_net(inputs, spec.action_size, run, context), spec.action_size, run.init_std)
+        return GaussianPolicy(net(inputs, spec.action_size, spec.horizon), spec.action_size, run.init_std)
     outputs = sum(choices.counts)
     # behind the mask an oracle's observation has the task
     mask_at = spec.observation_size - outputs if choices.masked else None
-    return CategoricalPolicy(_net(inputs, outputs, run, context), choices.counts, mask_at)
+    return CategoricalPolicy(net(inputs, outputs, spec.horizon), choices.counts, mask_at)
 
 
-def _net(inputs: int, outputs: int, run: RunSettings, context: int) -> Net:
+def _net(run: RunSettings, context: int, memory: int, inputs: int, outputs: int, steps: int) -> Net:
+    if memory:
+        return GRU(inputs, memory, (*run.hidden_sizes, outputs), steps, run.activation)
     net = MLP((inputs + context, *run.hidden_sizes, outputs), run.activation)
     return ContextNet(net, context) if context else net
 

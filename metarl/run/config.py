@@ -38,6 +38,9 @@ class RunSettings:
         0.9, "loaded-dice: how much an earlier step counts, 0: lvc, 1: dice (RL)", low=0, high=1
     )
     exploration: float = setting(0.0, "weight of E-MAML's term, 1 for the whole of it (RL)", low=0)
+    entropy_bonus: float = setting(
+        0.0, "what a nat of entropy earns in the outer loss, in deviations of advantages (RL)", low=0
+    )
     gamma: float = setting(0.99, "discount (RL)", low=0, high=1)
     gae_lambda: float = setting(1.0, "0: one-step, 1: Monte-Carlo advantages (RL)", low=0, high=1)
     bootstrap: bool = setting(False, "value the state at the time limit instead of a finite horizon (RL)")
@@ -205,9 +208,11 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: for the first of them.
     """
+    if "memory_size" in config.algo_settings:
+        _refuse_updates(config, given)
     if "draw" in dir(families.lookup(config.env)) or "network" in given or _CONV & given.keys():
         _refuse_other_network(config, given)
-    if not {"init_std", "normalize_observations"} & given.keys():
+    if not {"init_std", "normalize_observations", "entropy_bonus"} & given.keys():
         return  # what follows may open a simulator
     try:
         spec = families.make(config.env, **config.env_settings).spec
@@ -222,6 +227,22 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
         raise SettingsError(
             f"normalize_observations=true has no meaning for env={config.env}: labelled shots are no observations;"
             " leave it out"
+        )
+    if config.run.entropy_bonus and isinstance(spec, families.ShotSpec):
+        raise SettingsError(
+            f"entropy_bonus={config.run.entropy_bonus:g} has no meaning for env={config.env}: predictions of labelled shots"
+            " have no entropy; leave it out"
+        )
+
+
+def _refuse_updates(config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Refuse what belongs to inner updates, where the algorithm has none."""
+    wrong = [key for key in ("inner_steps", "eval_steps", "exploration") if given.get(key)]
+    wrong += [key for key in ("inner_lr", "inner_surrogate", "dice_decay", "bootstrap") if key in given]
+    if wrong:
+        raise SettingsError(
+            f"{wrong[0]}={given[wrong[0]]} has no meaning for algo={config.algo}: it learns a task by memory within trials,"
+            " and has no inner updates; leave it out"
         )
 
 

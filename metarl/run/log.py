@@ -143,7 +143,7 @@ def _summary(row: Mapping[str, float], metric: str, protocol: str) -> str:
         f"{label} {row[f'pre_{metric}']:.4g} -> {row[f'post_{metric}']:.4g}  {row['env_steps_per_second']:,.0f} steps/s"
     )
     if "post_success" in row:
-        text += f"  success {row['pre_success']:.2f} -> {row['post_success']:.2f}"
+        text += "  success " + " -> ".join(f"{row[k]:.2f}" for k in ("pre_success", "post_success") if k in row)
     for title, prefix in (("validation", f"validation_{metric}_"), ("success", "validation_success_")):
         steps = [name for name in row if name.startswith(prefix)]
         if steps:

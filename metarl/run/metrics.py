@@ -28,8 +28,15 @@ class Metric(NamedTuple):
 METRICS = (
     Metric("iteration", "", "index of the meta-update, from 0", ""),
     Metric("env_steps", "control steps", "support and query steps of training so far, without evaluation", ""),
-    Metric("pre_*", "family's", "mean over tasks before adapting", "meta_train/pre"),
-    Metric("post_*", "family's", "mean over tasks after adapting, on fresh data", "meta_train/post"),
+    Metric(
+        "pre_*", "family's", "mean over tasks before adapting; of a trial its first episode (RL²)", "meta_train/pre"
+    ),
+    Metric(
+        "post_*",
+        "family's",
+        "mean over tasks after adapting, on fresh data; of a trial its last episode",
+        "meta_train/post",
+    ),
     Metric("pre_success", "fraction", "of episodes before adapting, where the family judges", "meta_train/pre_success"),
     Metric("post_success", "fraction", "of episodes after adapting, likewise", "meta_train/post_success"),
     Metric("gain_ci95", "family's", "half width of the 95 % interval over tasks of post - pre", "meta_train/gain_ci95"),
@@ -45,7 +52,13 @@ METRICS = (
     Metric("rejected_updates", "", "meta-updates rejected so far (parameters left as they were)", "health/rejected"),
     Metric("episode_length", "control steps", "mean over the query episodes", "meta_train/episode_length"),
     Metric("validation_success_*", "fraction", "of validation episodes, likewise", "validation/*"),
-    Metric("validation_*", "family's", "mean over the validation tasks after 0, 1, ... inner updates", "validation/*"),
+    Metric("validation_trial_*", "family's", "mean over all episodes of the validation trials (RL²)", "validation/*"),
+    Metric(
+        "validation_*",
+        "family's",
+        "mean over the validation tasks after 0, 1, ... inner updates, or episodes (RL²)",
+        "validation/*",
+    ),
     Metric(
         "env_steps_per_second", "1/s", "training steps of the iteration over its seconds", "time/env_steps_per_second"
     ),

@@ -113,6 +113,7 @@ def _loop(
                 row |= _validated(learner, state, run.eval_tasks, steps)
                 # judged as it is trained: what never adapts (an oracle) must not be chosen by how it adapts
                 score = row.get(f"validation_{learner.domain.metric}_{min(steps, run.inner_steps)}", math.nan)
+                score = row.get(f"validation_trial_{learner.domain.metric}", score)
                 is_best = math.isfinite(score) and (best is None or _better(learner, score, best.score))
                 best = Best(score, state.iteration) if is_best else best
             file.write(row)  # before the checkpoint: a kill between the two repeats the iteration and its row
@@ -155,13 +156,20 @@ def _due(state: MetaState, every: int) -> int:
 
 
 def validate(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> dict[str, float]:
-    """Adapt on fixed validation tasks; return ``validation_METRIC_k`` for k = 0..steps, and so the success rate if any."""
+    """Adapt on fixed validation tasks; return ``validation_METRIC_k`` for k = 0..steps, and so the success rate if any.
+
+    Of trials k counts episodes: the first, the last, and ``validation_trial_METRIC``, the mean of all.
+    """
     started = time.perf_counter()
     seed = (state.seed, VALIDATION)
     drawn = learner.domain.sample_tasks(tasks, "validation", seed)
     trail = learner.at(state).explore(state.meta, drawn, seed, steps)
     samples, metric = (*trail.supports, trail.query), learner.domain.metric
     row = {f"validation_{metric}_{k}": float(sample.scores.mean()) for k, sample in enumerate(samples)}
+    course = samples[-1].course
+    if course is not None:
+        ends = {f"validation_{metric}_{k}": float(course[:, k].mean()) for k in (0, course.shape[1] - 1)}
+        row = {**ends, f"validation_trial_{metric}": float(course.mean())}
     for k, sample in enumerate(samples):
         if sample.success is not None:
             row[f"validation_success_{k}"] = float(sample.success.mean())

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from metarl import families
+from metarl.cohorts import Cohorts
 from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
-from metarl.gym.cohorts import Cohorts
 from metarl.pooled import LEVELS, Pooled
 from metarl.testing._asserting import require
 

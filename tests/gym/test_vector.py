@@ -8,7 +8,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import metarl
-from metarl.gym.cohorts import Cohorts
+from metarl.cohorts import Cohorts
 from metarl.gym.vector import FamilyVectorEnv
 from metarl.settings import SettingsError
 

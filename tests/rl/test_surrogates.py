@@ -64,6 +64,19 @@ def test_dice_expects_the_second_derivative_of_the_return():
     np.testing.assert_allclose(expected(exact.hessians(THETA, "dice")), second_derivative(), rtol=1e-6, atol=1e-8)
 
 
+def test_the_magic_box_is_worth_nothing_wherever_it_is_evaluated():
+    """Also at parameters that did not act (a candidate of the line search): no ratio of whole trajectories may explode."""
+    batch = exact.supports(THETA, np.arange(8)[:, None])
+    params = {n: (v + 3.0).expand(8, *v.shape).clone().requires_grad_() for n, v in exact.start().items()}
+    params["0.weight"] = (params["0.weight"] * torch.tensor([1.0, -1.0], dtype=torch.float64)).detach().requires_grad_()
+    for surrogate in ("dice", "loaded-dice"):
+        loss = PolicyLoss(exact.POLICY, surrogate)(params, batch)
+        assert not loss.any()
+        found = torch.autograd.grad(loss.sum(), list(params.values()))
+        plain = torch.autograd.grad(PolicyLoss(exact.POLICY, "logp")(params, batch).sum(), list(params.values()))
+        torch.testing.assert_close(found, plain)
+
+
 def test_lvc_lacks_exactly_the_products_across_time():
     across, _ = products_of_scores()
     found = expected(exact.hessians(THETA, "lvc"))

@@ -75,6 +75,11 @@ class Cohorts:
         self._cohorts: list[_Cohort] = []
         self._idle: dict[int, list[EnvBatch]] = defaultdict(list)
 
+    def prepare(self, count: int) -> EnvBatch:
+        """Make a batch of so many simulations, which the first that start together will use; return it."""
+        self._idle[count].append(self._family.batch(count, self._threads))
+        return self._idle[count][-1]
+
     def reset(self, rows: np.ndarray, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start an episode in some simulations.
 
