@@ -34,7 +34,7 @@ class Conv4:
         normalization: one of ``transductive``, ``support``, ``task``, ``group``, ``none``.
 
     Raises:
-        ValueError: for an unknown option, or images too small to be halved four times.
+        ValueError: for an unknown option, images too small to be halved four times, or groups of a single number.
 
     Reference: Vinyals et al. (2016), arXiv:1606.04080, section 4.1; Finn et al. (2017), arXiv:1703.03400, section 5.2 and its
     code (strides and means over positions for Omniglot).
@@ -64,6 +64,13 @@ class Conv4:
             height, width = self.input_shape[1:]
             raise ValueError(
                 f"images of {height}x{width} are too small to be halved {self.blocks} times: {least} at least"
+            )
+
+        alone = norm.grouped(self.filters) == self.filters and self._size == (1, 1) and self.downsampling == "stride"
+        if self.normalization == "group" and alone:
+            raise ValueError(
+                "normalization=group has groups of a single number in the last layer, which would all be 0; use more filters or"
+                " larger images"
             )
 
     @property

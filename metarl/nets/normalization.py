@@ -38,6 +38,11 @@ def fresh(kind: str, channels: int) -> Params:
     return params | {"mix": torch.zeros(2)} if kind == "task" else params
 
 
+def grouped(channels: int) -> int:
+    """Return into how many groups ``group`` parts the channels."""
+    return math.gcd(GROUPS, channels)
+
+
 def refers(kind: str) -> bool:
     """Tell whether queries are normalised with the help of the support set."""
     return kind in ("support", "task")
@@ -56,7 +61,7 @@ def normalized(kind: str, x: Tensor, params: Params, reference: int) -> Tensor:
         return x
     gamma, beta = params["gamma"].reshape(-1), params["beta"].reshape(-1)
     if kind == "group":
-        return _affine(_grouped(x, params["gamma"].shape[1]), gamma, beta)
+        return _affine(_by_groups(x, params["gamma"].shape[1]), gamma, beta)
     if kind == "task":
         mean, variance = _mixed(x, params["mix"], reference)
     elif kind == "support" and reference < len(x):
@@ -66,10 +71,10 @@ def normalized(kind: str, x: Tensor, params: Params, reference: int) -> Tensor:
     return _affine((x - mean) * torch.rsqrt(variance + EPS), gamma, beta)
 
 
-def _grouped(x: Tensor, channels: int) -> Tensor:
+def _by_groups(x: Tensor, channels: int) -> Tensor:
     """Normalise every example by its own statistics over groups of channels (Wu and He, 2018, arXiv:1803.08494)."""
     alone = x.reshape(-1, channels, *x.shape[2:])  # examples of tasks become a batch: nothing is shared
-    return functional.group_norm(alone, math.gcd(GROUPS, channels), eps=EPS).reshape(x.shape)
+    return functional.group_norm(alone, grouped(channels), eps=EPS).reshape(x.shape)
 
 
 def _mixed(x: Tensor, mix: Tensor, reference: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from metarl.core import TRPO, Adam, GradientStep, Objective, Workers
+from metarl.core import SGD, TRPO, GradientStep, Objective, Workers
 from metarl.core.params import expand, ravel, unravel
 from metarl.fewshot import CrossEntropy, ShotBatch, ShotDomain
 from metarl.learner import MetaLearner
@@ -44,7 +44,7 @@ def test_the_toy_keeps_the_contract(patterns):
 def test_the_domain_finds_in_the_pool_what_the_family_draws(patterns, refers):
     """To the bit. Catches another scale, sets that are swapped, and labels of another row."""
     family = patterns()
-    domain = _domain(family, Conv4((1, 8, 8), 3, 4, normalization="support" if refers else "group"))
+    domain = _domain(family, Conv4((1, 8, 8), 3, 4, normalization="support" if refers else "none"))
     tasks = family.sample_tasks(3, "train", 0)
     for batch, shots in zip(domain.draw(tasks, SEEDS), family.draw(tasks, SEEDS), strict=True):
         assert batch.inputs.dtype == torch.float32
@@ -109,7 +109,7 @@ def test_the_meta_gradient_is_that_of_a_loop_over_tasks(patterns, kind, chunk):
 
     Catches tasks that share batch statistics, an inner rate that depends on M or N, and first-order gradients.
     """
-    # at the last layer's single position a group of one channel would be exactly 0, where ReLU has no derivative
+    # the last layer has a single position: 16 filters make 8 groups of 2
     net = Conv4((1, 8, 8), 3, 16 if kind == "group" else 4, normalization=kind)
     domain = _domain(patterns(), net)
     support, query = (_double(b) for b in domain.draw(domain.sample_tasks(3, "train", (0,)), SEEDS))
@@ -163,7 +163,8 @@ def test_the_meta_gradient_goes_through_the_support_sets_statistics(patterns, ki
 def test_fisher_products_are_the_hessian_of_the_kl(patterns):
     """Against second differences of the mean KL(old||new) itself, through one inner step.
 
-    Catches a Fisher matrix without its p p' part, weights that do not average, and examples that are left out.
+    Catches weights that do not average, and examples that are left out. (The p p' part adds nothing where the tangent is
+    that of normalised log-probabilities; the test below sees it.)
     """
     domain = _domain(patterns(), Flat(MLP((64, 4, 3))))
     support, query = (_double(b) for b in domain.draw(domain.sample_tasks(2, "train", (0,)), SEEDS[:2]))
@@ -183,14 +184,25 @@ def test_fisher_products_are_the_hessian_of_the_kl(patterns):
     assert curved > 1e-4
 
 
+def test_the_fisher_matrix_by_hand():
+    """diag(p) - p p' of every example, for any tangent, as a mean over examples."""
+    p = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    tangent = np.array([[1.0, -2.0, 0.5], [0.3, 0.0, 2.0]])
+    wanted = [(np.diag(row) - np.outer(row, row)) @ t / 2 for row, t in zip(p, tangent, strict=True)]
+    batch = ShotBatch(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64))
+    log_probs, way = torch.tensor(p).log().unsqueeze(0), torch.tensor(tangent).unsqueeze(0)
+    (found,) = CrossEntropy(lambda params, inputs: inputs).fisher((log_probs,), (way,), batch)
+    np.testing.assert_allclose(found[0].numpy(), wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
-@pytest.mark.parametrize("outer", [Adam(), TRPO(fisher_fraction=1.0)], ids=["adam", "trpo"])
+@pytest.mark.parametrize("outer", [SGD(0.1), TRPO(fisher_fraction=1.0)], ids=["sgd", "trpo"])
 def test_an_iteration_of_every_kind(patterns, kind, outer):
     """Pure, improving under a trust region, and alike however many threads and tasks at once."""
     family = patterns()
     learners = []
     for threads, chunk in ((1, 1), (2, 1), (1, 3)):
-        net = Conv4((1, 8, 8), 3, 4, normalization=kind)
+        net = Conv4((1, 8, 8), 3, 16 if kind == "group" else 4, normalization=kind)
         domain = ShotDomain(family, net, Workers(threads), chunk)
         rule = GradientStep(domain.inner_loss, 0.2)
         learners.append(MetaLearner(domain, rule, outer, 1, meta_batch_size=3, chunk_tasks=chunk))
@@ -198,7 +210,9 @@ def test_an_iteration_of_every_kind(patterns, kind, outer):
     (one, metrics), (two, _), (other, _) = (learner.iteration(start) for learner in learners)
     assert all(torch.equal(one.meta[n], two.meta[n]) for n in one.meta), "threads change the result"
     # conjugate gradient and line search enlarge rounding
-    torch.testing.assert_close(ravel(one.meta), ravel(other.meta), rtol=0, atol=1e-4 if outer == Adam() else 1e-2)
+    torch.testing.assert_close(
+        ravel(one.meta), ravel(other.meta), rtol=0, atol=1e-2 if isinstance(outer, TRPO) else 1e-5
+    )
     assert 0 <= metrics["pre_accuracy"] <= 1
     assert metrics["env_steps"] == 2 * 3 * 3 * 3  # (support 2 + query 4) * 3 ways * 3 tasks, of which each is seen once
     if isinstance(outer, TRPO):

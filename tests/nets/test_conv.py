@@ -68,7 +68,7 @@ def test_what_a_query_depends_on(kind):
 @pytest.mark.parametrize(("kind", "down"), [*((kind, "stride") for kind in NORMALIZATIONS), ("support", "pool")])
 def test_first_and_second_derivatives(kind, down):
     """Against central differences: what the meta-gradient goes through, the support set's statistics included."""
-    net = Conv4((1, 16, 16), 2, 2, down, kind)
+    net = Conv4((1, 17, 17), 2, 2, down, kind)
     params = _params(net, tasks=2)
     names = [n for n in params if n.startswith("2.") or n == "head.weight"]
     support, query = _images(net, 2, 2), _images(net, 2, 2, seed=2)
@@ -123,6 +123,10 @@ def test_it_says_how_it_normalises():
             "normalization must be one of transductive, support, task, group, none, got 'batch'",
         ),
         ({"downsampling": "mean"}, "downsampling must be one of stride, pool, got 'mean'"),
+        (
+            {"input_shape": (1, 8, 8), "filters": 8, "normalization": "group"},
+            "groups of a single number in the last layer",
+        ),
         ({"input_shape": (1, 15, 40), "downsampling": "pool"}, "15x40 are too small to be halved 4 times: 16 at least"),
     ],
 )
