@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "families": ({"settings", "splits", "ids"}, {"numpy"}),
     "listing": ({"settings", "families", "ids"}, set()),
     "gym": ({"settings", "families"}, {"numpy", "gymnasium", "PIL"}),
-    "envs": ({"settings", "families"}, {"numpy", "mujoco", "gymnasium", "metaworld"}),
+    "envs": ({"settings", "families"}, {"numpy", "torch", "mujoco", "gymnasium", "metaworld", "matplotlib"}),
     "core": (set(), {"torch"}),
     "nets": ({"core"}, {"torch"}),
     "domain": ({"core", "families", "settings"}, {"torch"}),

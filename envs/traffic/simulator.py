@@ -1,0 +1,295 @@
+"""The simulator: B grids of signalised intersections, one second at a time.
+
+Shapes, batch last so that every slice is contiguous: K = 3 movements, H = 4 headings, R rows, C columns, E entries, B grids.
+An index (h, r, c) is an approach (see :mod:`metarl.envs.traffic.network`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.envs.traffic import arrivals
+from metarl.envs.traffic.counts import RATE_QUANTUM, Cumulative, whole
+from metarl.envs.traffic.network import LEFT, RIGHT, STRAIGHT, Grid
+from metarl.envs.traffic.signals import Signals
+
+_BLOCK = 20  # seconds of arrivals that are drawn at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What differs from grid to grid; float64 tensors on one device.
+
+    Attributes:
+        demand: mean arrivals at the entries before the peak's factor, veh/s, (E, B).
+        peak: height, middle (s) and width (s) of the peak, (3, B); see :func:`metarl.envs.traffic.arrivals.swell`.
+        shares: parts of an approach's vehicles that turn left, go straight on and turn right, (K, H, R, C, B); they sum to 1.
+        saturation: saturation flow of every approach relative to the grid's, (H, R, C, B).
+        lost: start-up lost time of a green, s, (B,).
+        incident: factor on the saturation flow of every approach during the incident, (H, R, C, B).
+        begin: second in which the incident begins, (B,).
+        end: second in which it is over, (B,).
+    """
+
+    demand: Tensor
+    peak: Tensor
+    shares: Tensor
+    saturation: Tensor
+    lost: Tensor
+    incident: Tensor
+    begin: Tensor
+    end: Tensor
+
+    def __post_init__(self) -> None:
+        """Check signs and sums: a wrong share would make vehicles from nothing."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value.dtype != torch.float64 or not bool(((value >= 0) & (value < math.inf)).all()):
+                raise ValueError(f"{field.name} must be finite float64 numbers, none of them negative")
+        if not bool(((self.shares.sum(0) - 1.0).abs() < 1e-12).all()):
+            raise ValueError("shares of left, straight on and right must sum to 1")
+        if not bool((self.peak[2] > 0).all()):
+            raise ValueError("the width of a peak must be positive")
+        if not bool((self.demand * (1.0 + self.peak[0]) <= arrivals.LARGEST_MEAN).all()):
+            raise ValueError(f"demand must stay below {3600 * arrivals.LARGEST_MEAN:.0f} veh/h at every entry")
+
+
+class GridSim:
+    r"""Traffic on B grids: a link-transmission model with queues by movement. A new episode is a new object.
+
+    Every link knows how many vehicles have entered, $N^{in}$, and left, $N^{out}$. In the second from t to t+1:
+
+    1. *Arrival.* What entered a free travel time ago reaches the queue, $A(t+1) = N^{in}(t + 1 - L/v)$, and joins the mixed queue u.
+    2. *Turning lanes.* The mixed queue feeds the movements in order (first in, first out): with $\beta_m$ the shares, room
+       $P_g - q_g$ before the stop line (the left pocket; the lanes for straight on and right, which share theirs),
+       $y = \min(u,\ Q,\ \min_g (P_g - q_g)/\beta_g)$, and movement m gets $\beta_m y$. A full pocket blocks everybody.
+    3. *Sending.* Left: $\min(q, s \varphi)$. Straight on and right share their lanes' $s \varphi \cdot$ lanes in proportion to their
+       queues. $\varphi$ is the open part of this second (:class:`~metarl.envs.traffic.signals.Signals`).
+    4. *Receiving.* $R = \min(Q,\ N^{out}(t + 1 - L/w) + k_j L - N^{in}(t))$: a full link takes in nothing, and feels only after L/w
+       that its head moves.
+    5. *Intersection.* All movements into one link are scaled by $\min(1, R / \sum_m D_m)$.
+    6. *Boundary.* At the entries unbounded queues wait for room; exits are links without an end.
+
+    Amounts are fluid, arrivals are whole vehicles (Poisson) or fluid (uniform); both start in a network that is empty.
+    All amounts are exact (:mod:`metarl.envs.traffic.counts`).
+
+    Reference: Newell (1993), "A simplified theory of kinematic waves in highway traffic"; Yperman (2007), "The link transmission
+    model for dynamic network loading" (arrival, receiving); Daganzo (1995), "The cell transmission model, part II", eq. 12
+    (first in, first out diverges). Merging in proportion to demand and unblocked lanes by movement are simplifications.
+
+    Args:
+        grid: geometry and constants of all grids.
+        conditions: of every grid.
+        seeds: uint32 (B,); arrivals of grid b are a function of ``seeds[b]`` and its demand alone.
+        poisson: whether arrivals are random; else they flow evenly.
+
+    Attributes are live: copy what is to be kept.
+
+    Attributes:
+        signals: the lights; request phases there, then call :meth:`tick`.
+        clock: t, whole seconds since the beginning.
+        demanded: vehicles that have arrived, (B,).
+        exited: vehicles that have reached the end of an exit, (B,).
+        time_spent: vehicle-seconds spent in the system, entries and exits included, (B,).
+        mixed: vehicles that wait in front of the turning lanes, (H, R, C, B).
+        queues: vehicles that wait at the stop line, by movement, (K, H, R, C, B).
+        origins: vehicles that wait for room at the entries, (H, R, C, B); 0 where an approach is no entry.
+        reached: vehicles that have reached the end of the link so far, (H, R, C, B).
+    """
+
+    def __init__(self, grid: Grid, conditions: Conditions, seeds: np.ndarray, poisson: bool = True) -> None:
+        self.grid, self.conditions = grid, conditions
+        device, count = conditions.lost.device, len(seeds)
+        _check_shapes(grid, conditions, count)
+        links = (4, grid.rows, grid.columns, count)
+        self.signals = Signals(grid, conditions.lost)
+        self.clock = 0
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.demanded, self.exited, self.time_spent = zeros(count), zeros(count), zeros(count)
+        self.mixed, self.queues, self.origins, self.reached = zeros(*links), zeros(3, *links), zeros(*links), zeros(*links)
+        self._entered = Cumulative(links, grid.free_time, device)
+        self._left = Cumulative(links, grid.wave_time, device)
+        self._exits = Cumulative((count,), grid.free_time, device)
+        self._capacity = _floor(grid.lanes * grid.lane_capacity)
+        self._storage = _floor(grid.storage)
+        self._rooms = [_floor(grid.pocket_storage), _floor(grid.pocket_storage * grid.lanes)]
+        through = conditions.shares[STRAIGHT] + conditions.shares[RIGHT]
+        self._inverse = torch.stack([conditions.shares[LEFT], through]).reciprocal_()  # infinite where nobody turns
+        self._ahead = torch.full(links, self._capacity, dtype=torch.float64, device=device)
+        self._keys, self._poisson = arrivals.keys(seeds, device), poisson
+        self._drawn, self._pace = zeros(0), zeros(0)
+        # seconds at which saturation flows change, known beforehand so that no step asks the device
+        self._events = {0, *conditions.begin.tolist(), *conditions.end.tolist()}
+
+    @property
+    def vehicles(self) -> Tensor:
+        """Vehicles in the system, those that wait for room at the entries and those on exits included, (B,)."""
+        return self.demanded - self.exited
+
+    @property
+    def on_links(self) -> Tensor:
+        """Vehicles on every approach, (H, R, C, B)."""
+        return self._entered.now - self._left.now
+
+    @property
+    def in_transit(self) -> Tensor:
+        """Vehicles on every approach that have not reached a queue, (H, R, C, B)."""
+        return self._entered.now - self.reached
+
+    @property
+    def on_exits(self) -> Tensor:
+        """Vehicles on all exits of a grid together, (B,)."""
+        return self._exits.now - self.exited
+
+    @property
+    def entered(self) -> Tensor:
+        """Vehicles that have entered every approach so far, (H, R, C, B)."""
+        return self._entered.now.clone()
+
+    @property
+    def left(self) -> Tensor:
+        """Vehicles that have crossed every approach's stop line so far, (H, R, C, B)."""
+        return self._left.now.clone()
+
+    def tick(self) -> None:
+        """Let one second pass."""
+        self._arrive()
+        self._feed()
+        receiving = self._receiving()
+        moved = self._cross(receiving)  # by movement and outgoing heading
+        self._enter(receiving, moved[0] + moved[1] + moved[2])
+        self.signals.tick()
+        self.clock += 1
+        self.time_spent = self.time_spent + self.vehicles
+
+    def _arrive(self) -> None:
+        """Vehicles come to the entries, to the ends of links, and to the ends of exits."""
+        rows, columns = self.grid.rows, self.grid.columns
+        if self.clock % _BLOCK == 0:
+            self._drawn = self._arrivals()
+        south, west, north, east = self._drawn[self.clock % _BLOCK].split([columns, rows, columns, rows])
+        self.origins[0, -1] += south
+        self.origins[1, :, 0] += west
+        self.origins[2, 0] += north
+        self.origins[3, :, -1] += east
+        self.demanded = self.demanded + self._drawn[self.clock % _BLOCK].sum(0)
+        self.exited = self._exits.delayed()
+        reached = self._entered.delayed()
+        self.mixed += reached - self.reached
+        self.reached = reached
+
+    def _arrivals(self) -> Tensor:
+        """Draw what comes in the next seconds, (seconds, E, B)."""
+        conditions, device = self.conditions, self._keys.device
+        seconds = torch.arange(self.clock, self.clock + _BLOCK, device=device, dtype=torch.float64)
+        factor = arrivals.swell(seconds[:, None], *conditions.peak)  # (seconds, B)
+        mean = conditions.demand * factor[:, None]
+        return arrivals.drawn(self._keys, mean, self.clock) if self._poisson else whole(mean)
+
+    def _feed(self) -> None:
+        """Vehicles go from the mixed queues to the turning lanes."""
+        rooms, queues = self._rooms, self.queues
+        amount = torch.minimum(
+            (rooms[0] - queues[LEFT]).mul_(self._inverse[0]),
+            (rooms[1] - queues[STRAIGHT]).sub_(queues[RIGHT]).mul_(self._inverse[1]),
+        )
+        amount = torch.minimum(amount, self.mixed).clamp_(max=self._capacity)
+        fed = whole(self.conditions.shares * amount)
+        queues += fed
+        self.mixed -= fed[0] + fed[1] + fed[2]  # what rounding leaves, at most three quanta, waits
+
+    def _receiving(self) -> Tensor:
+        """Return what every approach can take in, (H, R, C, B)."""
+        room = self._left.delayed() - self._entered.now
+        return room.add_(self._storage).clamp_(max=self._capacity)
+
+    def _sending(self) -> Tensor:
+        """Return what would cross every stop line by movement if all exits were free, (K, H, R, C, B)."""
+        if self.clock in self._events:
+            self._pace = self._paces()
+        rows, columns, count = self.queues.shape[2:]
+        # heading 2 * i + axis as (i, axis): both directions of an axis have green together
+        pace = self._pace.reshape(2, 2, 2, rows, columns, count) * self.signals.open()[:, None]
+        left, through = pace.reshape(2, 4, rows, columns, count)
+        waiting = self.queues[STRAIGHT] + self.queues[RIGHT]
+        part = (through / waiting).clamp_(max=1.0).nan_to_num_(0.0)  # nobody waits, nothing goes: 0 / 0
+        send = torch.empty_like(self.queues)
+        torch.minimum(self.queues[LEFT], left, out=send[LEFT])
+        torch.mul(self.queues[STRAIGHT:], part, out=send[STRAIGHT:])
+        whole(send[STRAIGHT:])
+        return send
+
+    def _paces(self) -> Tensor:
+        """Return the saturation flows in the seconds that begin now, veh/s, (2, H, R, C, B): left, straight on with right."""
+        conditions = self.conditions
+        active = (conditions.begin <= self.clock) & (self.clock < conditions.end)
+        factor = torch.where(active, conditions.incident, 1.0) * conditions.saturation
+        lane = factor * (self.grid.saturation / 3600)
+        return whole(torch.stack([lane, lane * self.grid.lanes]), RATE_QUANTUM)
+
+    def _cross(self, receiving: Tensor) -> Tensor:
+        """Move vehicles across the intersections; return them by movement and outgoing heading, (K, H, R, C, B)."""
+        ahead = self._ahead  # its border is what exits take in
+        ahead[0, 1:], ahead[2, :-1] = receiving[0, :-1], receiving[2, 1:]
+        ahead[1, :, :-1], ahead[3, :, 1:] = receiving[1, :, 1:], receiving[3, :, :-1]
+        moved = _turned(self._sending(), -1)
+        wanted = moved[0] + moved[1] + moved[2]
+        scale = (ahead / wanted).clamp_(max=1.0).nan_to_num_(0.0)  # no room, nobody wants it: 0 / 0
+        moved = whole(moved.mul_(scale))
+        gone = _turned(moved, 1)
+        self.queues -= gone
+        self._left.push(gone[0] + gone[1] + gone[2])
+        return moved
+
+    def _enter(self, receiving: Tensor, outgoing: Tensor) -> None:
+        """Let vehicles into approaches, from intersections and entries, and onto exits."""
+        entering = torch.minimum(self.origins, receiving)  # nothing but at entries
+        self.origins = self.origins - entering
+        entering[0, :-1], entering[2, 1:] = outgoing[0, 1:], outgoing[2, :-1]
+        entering[1, :, 1:], entering[3, :, :-1] = outgoing[1, :, :-1], outgoing[3, :, 1:]
+        self._entered.push(entering)
+        out = outgoing[0, 0].sum(0) + outgoing[2, -1].sum(0)
+        self._exits.push(out + outgoing[1, :, -1].sum(0) + outgoing[3, :, 0].sum(0))
+
+
+def _turned(flows: Tensor, direction: int) -> Tensor:
+    """Sort movements (K, H, ...) by outgoing heading (direction -1), or back by incoming heading (1).
+
+    Who leaves northwards (0) by a left turn came eastwards (1); by a right turn, westwards (3).
+    """
+    turned = torch.empty_like(flows)
+    turned[STRAIGHT] = flows[STRAIGHT]
+    turned[LEFT] = flows[LEFT].roll(direction, 0)
+    turned[RIGHT] = flows[RIGHT].roll(-direction, 0)
+    return turned
+
+
+def _floor(amount: float) -> float:
+    """Round down to multiples of the quantum."""
+    return float(whole(torch.tensor(amount, dtype=torch.float64)))
+
+
+def _check_shapes(grid: Grid, conditions: Conditions, count: int) -> None:
+    links = (4, grid.rows, grid.columns, count)
+    wanted: dict[str, tuple[int, ...]] = {
+        "demand": (grid.entries, count),
+        "peak": (3, count),
+        "shares": (3, *links),
+        "saturation": links,
+        "lost": (count,),
+        "incident": links,
+        "begin": (count,),
+        "end": (count,),
+    }
+    for name, shape in wanted.items():
+        found = tuple(getattr(conditions, name).shape)
+        if found != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {found}")
