@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.envs.traffic import arrivals
+from metarl.envs.traffic import arrivals, topology
 from metarl.envs.traffic.counts import RATE_QUANTUM, Cumulative, whole
 from metarl.envs.traffic.network import LEFT, RIGHT, STRAIGHT, Grid
 from metarl.envs.traffic.signals import Signals
@@ -172,15 +172,12 @@ class GridSim:
 
     def _arrive(self) -> None:
         """Vehicles come to the entries, to the ends of links, and to the ends of exits."""
-        rows, columns = self.grid.rows, self.grid.columns
         if self.clock % _BLOCK == 0:
             self._drawn = self._arrivals()
-        south, west, north, east = self._drawn[self.clock % _BLOCK].split([columns, rows, columns, rows])
-        self.origins[0, -1] += south
-        self.origins[1, :, 0] += west
-        self.origins[2, 0] += north
-        self.origins[3, :, -1] += east
-        self.demanded = self.demanded + self._drawn[self.clock % _BLOCK].sum(0)
+        coming, entries = self._drawn[self.clock % _BLOCK], topology.entries(self.origins)
+        for queue, some in zip(entries, coming.split([len(queue) for queue in entries]), strict=True):
+            queue += some
+        self.demanded = self.demanded + coming.sum(0)
         self.exited = self._exits.delayed()
         reached = self._entered.delayed()
         self.mixed += reached - self.reached
@@ -237,14 +234,12 @@ class GridSim:
 
     def _cross(self, receiving: Tensor) -> Tensor:
         """Move vehicles across the intersections; return them by movement and outgoing heading, (K, H, R, C, B)."""
-        ahead = self._ahead  # its border is what exits take in
-        ahead[0, 1:], ahead[2, :-1] = receiving[0, :-1], receiving[2, 1:]
-        ahead[1, :, :-1], ahead[3, :, 1:] = receiving[1, :, 1:], receiving[3, :, :-1]
-        moved = _turned(self._sending(), -1)
+        ahead = topology.look_ahead(receiving, self._ahead)  # whose border is what exits take in
+        moved = topology.outgoing(self._sending())
         wanted = moved[0] + moved[1] + moved[2]
         scale = (ahead / wanted).clamp_(max=1.0).nan_to_num_(0.0)  # no room, nobody wants it: 0 / 0
         moved = whole(moved.mul_(scale))
-        gone = _turned(moved, 1)
+        gone = topology.incoming(moved)
         self.queues -= gone
         self._left.push(gone[0] + gone[1] + gone[2])
         return moved
@@ -253,23 +248,9 @@ class GridSim:
         """Let vehicles into approaches, from intersections and entries, and onto exits."""
         entering = torch.minimum(self.origins, receiving)  # nothing but at entries
         self.origins = self.origins - entering
-        entering[0, :-1], entering[2, 1:] = outgoing[0, 1:], outgoing[2, :-1]
-        entering[1, :, 1:], entering[3, :, :-1] = outgoing[1, :, :-1], outgoing[3, :, 1:]
-        self._entered.push(entering)
-        out = outgoing[0, 0].sum(0) + outgoing[2, -1].sum(0)
-        self._exits.push(out + outgoing[1, :, -1].sum(0) + outgoing[3, :, 0].sum(0))
-
-
-def _turned(flows: Tensor, direction: int) -> Tensor:
-    """Sort movements (K, H, ...) by outgoing heading (direction -1), or back by incoming heading (1).
-
-    Who leaves northwards (0) by a left turn came eastwards (1); by a right turn, westwards (3).
-    """
-    turned = torch.empty_like(flows)
-    turned[STRAIGHT] = flows[STRAIGHT]
-    turned[LEFT] = flows[LEFT].roll(direction, 0)
-    turned[RIGHT] = flows[RIGHT].roll(-direction, 0)
-    return turned
+        self._entered.push(topology.drive_on(outgoing, entering))
+        north, east, south, west = (flow.sum(0) for flow in topology.exits(outgoing))
+        self._exits.push(north + east + south + west)
 
 
 def _floor(amount: float) -> float:

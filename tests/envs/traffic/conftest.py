@@ -15,15 +15,17 @@ class Scenes:
 
     @staticmethod
     def conditions(grid, count=1, demand=0.0, shares=(0.15, 0.6, 0.25), **changes):
-        """Conditions of ``count`` grids; ``demand`` in veh/h, a number or one number an entry; others as tensors."""
+        """Conditions of ``count`` grids; ``demand`` in veh/h, a number or one an entry, or a tensor in veh/s; others as tensors."""
         links = (4, grid.rows, grid.columns, count)
 
         def full(value, *shape):
             return torch.full(shape, float(value), dtype=torch.float64)
 
-        rates = torch.as_tensor(np.broadcast_to(np.asarray(demand, dtype=np.float64) / 3600, grid.entries).copy())
+        if not isinstance(demand, torch.Tensor):
+            rates = np.broadcast_to(np.asarray(demand, dtype=np.float64) / 3600, grid.entries).copy()
+            demand = torch.as_tensor(rates)[:, None].repeat(1, count)
         values = {
-            "demand": rates[:, None].repeat(1, count),
+            "demand": demand,
             "peak": torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64).repeat(1, count),
             "shares": torch.tensor(shares, dtype=torch.float64).reshape(3, 1, 1, 1, 1).repeat(1, *links),
             "saturation": full(1, *links),
