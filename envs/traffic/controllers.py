@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metarl.envs.traffic import arrivals, topology
+from metarl.envs.traffic.conditions import flow_ratios
 from metarl.envs.traffic.detectors import Readings
 from metarl.envs.traffic.network import PHASES, Grid
 from metarl.envs.traffic.signals import Signals
@@ -102,7 +103,8 @@ class MaxPressure:
     def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
         """Return phases."""
         lanes = sim.grid.lanes
-        joined = (self.shares * seen.queues).sum(0)
+        part = self.shares * seen.queues
+        joined = part[0] + part[1] + part[2]
         ahead = topology.look_ahead(joined, torch.zeros_like(joined))
         gain = seen.queues - topology.incoming(ahead.expand_as(seen.queues))
         weighted = torch.cat([gain[:1], lanes * gain[1:]])
@@ -190,27 +192,6 @@ def _following(signals: Signals, wanted: Tensor) -> Tensor:
     return phase
 
 
-def link_flows(grid: Grid, demand: Tensor, shares: Tensor) -> Tensor:
-    """Return the flow that every approach would have if nothing held it up, veh/s, (H, R, C, B).
-
-    Args:
-        grid: the network.
-        demand: at the entries, veh/s, (E, B).
-        shares: turning shares, (K, H, R, C, B).
-    """
-    begin = torch.zeros_like(shares[0])
-    views = topology.entries(begin)
-    for view, some in zip(views, demand.split([len(view) for view in views]), strict=True):
-        view += some
-    flow = begin
-    # vehicles that turn in circles leave in the end: flow = begin + (what drives on), until nothing changes any more
-    for _ in range(1000):
-        before, flow = flow, topology.drive_on(topology.outgoing(shares * flow).sum(0), begin.clone())
-        if bool(((flow - before).abs() < 1e-9).all()):
-            return flow
-    raise ValueError("turning shares keep vehicles in the grid for ever")
-
-
 def webster(grid: Grid, conditions: Conditions, shortest: float = 40.0, longest: float = 160.0) -> FixedTime:
     r"""Return Webster's plan for a demand that is known (its base, without the peak), in whole seconds.
 
@@ -221,11 +202,7 @@ def webster(grid: Grid, conditions: Conditions, shortest: float = 40.0, longest:
 
     Reference: Webster (1958), "Traffic signal settings".
     """
-    flow = link_flows(grid, conditions.demand, conditions.shares)
-    left, through = conditions.shares[0] * flow, (conditions.shares[1] + conditions.shares[2]) * flow / grid.lanes
-    pace = conditions.saturation * (grid.saturation / 3600)
-    side, ahead = left / pace, through / pace
-    ratios = torch.stack([ahead[0].maximum(ahead[2]), side[0].maximum(side[2]), ahead[1].maximum(ahead[3]), side[1].maximum(side[3])])
+    ratios = flow_ratios(grid, conditions)
     lost = len(PHASES) * (grid.clearance + conditions.lost)
     total = ratios.sum(0)
     cycle = (1.5 * lost + 5.0) / (1.0 - total)

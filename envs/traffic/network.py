@@ -40,7 +40,9 @@ class Grid:
     columns: int = setting(3, "columns of intersections, from west to east", low=1, high=20)
     length: float = setting(300.0, "length of a link, m", low=50, high=2000)
     lanes: int = setting(2, "lanes of a link for traffic straight on and right", low=1, high=4)
-    pocket: float = setting(100.0, "length of the left-turn pocket, m; the other lanes are marked over the same length", above=0)
+    pocket: float = setting(
+        100.0, "length of the left-turn pocket, m; the other lanes are marked over the same length", above=0
+    )
     speed: float = setting(13.89, "free speed, m/s", low=1, high=40)
     wave: float = setting(5.56, "speed at which a jam dissolves backwards, m/s", low=1, high=40)
     spacing: float = setting(7.5, "road that a standing vehicle takes up, m", low=1, high=30)

@@ -64,12 +64,13 @@ class GridSim:
 
     Every link knows how many vehicles have entered, $N^{in}$, and left, $N^{out}$. In the second from t to t+1:
 
-    1. *Arrival.* What entered a free travel time ago reaches the queue, $A(t+1) = N^{in}(t + 1 - L/v)$, and joins the mixed queue u.
+    1. *Arrival.* What entered a free travel time ago reaches the queue, $A(t+1) = N^{in}(t + 1 - L/v)$, and joins the
+       mixed queue u.
     2. *Turning lanes.* The mixed queue feeds the movements in order (first in, first out): with $\beta_m$ the shares, room
        $P_g - q_g$ before the stop line (the left pocket; the lanes for straight on and right, which share theirs),
        $y = \min(u,\ Q,\ \min_g (P_g - q_g)/\beta_g)$, and movement m gets $\beta_m y$. A full pocket blocks everybody.
-    3. *Sending.* Left: $\min(q, s \varphi)$. Straight on and right share their lanes' $s \varphi \cdot$ lanes in proportion to their
-       queues. $\varphi$ is the open part of this second (:class:`~metarl.envs.traffic.signals.Signals`).
+    3. *Sending.* Left: $\min(q, s \varphi)$. Straight on and right share their lanes' $s \varphi \cdot$ lanes in proportion to
+       their queues. $\varphi$ is the open part of this second (:class:`~metarl.envs.traffic.signals.Signals`).
     4. *Receiving.* $R = \min(Q,\ N^{out}(t + 1 - L/w) + k_j L - N^{in}(t))$: a full link takes in nothing, and feels only after L/w
        that its head moves.
     5. *Intersection.* All movements into one link are scaled by $\min(1, R / \sum_m D_m)$.
@@ -114,7 +115,12 @@ class GridSim:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.demanded, self.exited, self.time_spent = zeros(count), zeros(count), zeros(count)
-        self.mixed, self.queues, self.origins, self.reached = zeros(*links), zeros(3, *links), zeros(*links), zeros(*links)
+        self.mixed, self.queues, self.origins, self.reached = (
+            zeros(*links),
+            zeros(3, *links),
+            zeros(*links),
+            zeros(*links),
+        )
         self._entered = Cumulative(links, grid.free_time, device)
         self._left = Cumulative(links, grid.wave_time, device)
         self._exits = Cumulative((count,), grid.free_time, device)
@@ -175,7 +181,7 @@ class GridSim:
         if self.clock % _BLOCK == 0:
             self._drawn = self._arrivals()
         coming, entries = self._drawn[self.clock % _BLOCK], topology.entries(self.origins)
-        for queue, some in zip(entries, coming.split([len(queue) for queue in entries]), strict=True):
+        for queue, some in zip(entries, torch.split(coming, [len(queue) for queue in entries]), strict=True):
             queue += some
         self.demanded = self.demanded + coming.sum(0)
         self.exited = self._exits.delayed()
