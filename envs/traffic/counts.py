@@ -35,7 +35,7 @@ class Cumulative:
         ticks = round(delay / SECOND_QUANTUM)
         self._seconds, part = divmod(ticks, round(1 / SECOND_QUANTUM))
         self._part = part * SECOND_QUANTUM
-        self._ring = torch.zeros(self._seconds + 1, *shape, dtype=torch.float64, device=device)
+        self._ring = torch.zeros(self._seconds + 1, *shape, dtype=torch.float64, device=device).unbind(0)
         self._time = 0
 
     @property

@@ -128,7 +128,7 @@ class GridSim:
         self._storage = _floor(grid.storage)
         self._rooms = [_floor(grid.pocket_storage), _floor(grid.pocket_storage * grid.lanes)]
         through = conditions.shares[STRAIGHT] + conditions.shares[RIGHT]
-        self._inverse = torch.stack([conditions.shares[LEFT], through]).reciprocal_()  # infinite where nobody turns
+        self._inverse = (conditions.shares[LEFT].reciprocal(), through.reciprocal())  # infinite where nobody turns
         self._ahead = torch.full(links, self._capacity, dtype=torch.float64, device=device)
         self._keys, self._poisson = arrivals.keys(seeds, device), poisson
         self._drawn, self._pace = zeros(0), zeros(0)
@@ -171,7 +171,7 @@ class GridSim:
         self._feed()
         receiving = self._receiving()
         moved = self._cross(receiving)  # by movement and outgoing heading
-        self._enter(receiving, moved[0] + moved[1] + moved[2])
+        self._enter(receiving, _total(moved))
         self.signals.tick()
         self.clock += 1
         self.time_spent = self.time_spent + self.vehicles
@@ -199,15 +199,15 @@ class GridSim:
 
     def _feed(self) -> None:
         """Vehicles go from the mixed queues to the turning lanes."""
-        rooms, queues = self._rooms, self.queues
+        left, straight, right = self.queues.unbind()
         amount = torch.minimum(
-            (rooms[0] - queues[LEFT]).mul_(self._inverse[0]),
-            (rooms[1] - queues[STRAIGHT]).sub_(queues[RIGHT]).mul_(self._inverse[1]),
+            (self._rooms[0] - left).mul_(self._inverse[0]),
+            (self._rooms[1] - straight).sub_(right).mul_(self._inverse[1]),
         )
         amount = torch.minimum(amount, self.mixed).clamp_(max=self._capacity)
         fed = whole(self.conditions.shares * amount)
-        queues += fed
-        self.mixed -= fed[0] + fed[1] + fed[2]  # what rounding leaves, at most three quanta, waits
+        self.queues += fed
+        self.mixed -= _total(fed)  # what rounding leaves, at most three quanta, waits
 
     def _receiving(self) -> Tensor:
         """Return what every approach can take in, (H, R, C, B)."""
@@ -221,14 +221,10 @@ class GridSim:
         rows, columns, count = self.queues.shape[2:]
         # heading 2 * i + axis as (i, axis): both directions of an axis have green together
         pace = self._pace.reshape(2, 2, 2, rows, columns, count) * self.signals.open()[:, None]
-        left, through = pace.reshape(2, 4, rows, columns, count)
-        waiting = self.queues[STRAIGHT] + self.queues[RIGHT]
-        part = (through / waiting).clamp_(max=1.0).nan_to_num_(0.0)  # nobody waits, nothing goes: 0 / 0
-        send = torch.empty_like(self.queues)
-        torch.minimum(self.queues[LEFT], left, out=send[LEFT])
-        torch.mul(self.queues[STRAIGHT:], part, out=send[STRAIGHT:])
-        whole(send[STRAIGHT:])
-        return send
+        left, through = pace.reshape(2, 4, rows, columns, count).unbind()
+        turning, straight, right = self.queues.unbind()
+        part = (through / (straight + right)).clamp_(max=1.0).nan_to_num_(0.0)  # nobody waits, nothing goes: 0 / 0
+        return torch.stack([torch.minimum(turning, left), whole(straight * part), whole(right * part)])
 
     def _paces(self) -> Tensor:
         """Return the saturation flows in the seconds that begin now, veh/s, (2, H, R, C, B): left, straight on with right."""
@@ -242,12 +238,11 @@ class GridSim:
         """Move vehicles across the intersections; return them by movement and outgoing heading, (K, H, R, C, B)."""
         ahead = topology.look_ahead(receiving, self._ahead)  # whose border is what exits take in
         moved = topology.outgoing(self._sending())
-        wanted = moved[0] + moved[1] + moved[2]
-        scale = (ahead / wanted).clamp_(max=1.0).nan_to_num_(0.0)  # no room, nobody wants it: 0 / 0
+        scale = (ahead / _total(moved)).clamp_(max=1.0).nan_to_num_(0.0)  # no room, nobody wants it: 0 / 0
         moved = whole(moved.mul_(scale))
         gone = topology.incoming(moved)
         self.queues -= gone
-        self._left.push(gone[0] + gone[1] + gone[2])
+        self._left.push(_total(gone))
         return moved
 
     def _enter(self, receiving: Tensor, outgoing: Tensor) -> None:
@@ -257,6 +252,11 @@ class GridSim:
         self._entered.push(topology.drive_on(outgoing, entering))
         north, east, south, west = (flow.sum(0) for flow in topology.exits(outgoing))
         self._exits.push(north + east + south + west)
+
+
+def _total(movements: Tensor) -> Tensor:
+    left, straight, right = movements.unbind()
+    return left + straight + right
 
 
 def _floor(amount: float) -> float:

@@ -26,11 +26,8 @@ def incoming(flows: Tensor) -> Tensor:
 
 
 def _turned(flows: Tensor, direction: int) -> Tensor:
-    turned = torch.empty_like(flows)
-    turned[STRAIGHT] = flows[STRAIGHT]
-    turned[LEFT] = flows[LEFT].roll(direction, 0)
-    turned[RIGHT] = flows[RIGHT].roll(-direction, 0)
-    return turned
+    left, straight, right = flows.unbind()
+    return torch.stack([left.roll(direction, 0), straight, right.roll(-direction, 0)])
 
 
 def look_ahead(approaches: Tensor, out: Tensor) -> Tensor:
