@@ -69,18 +69,7 @@ def image(sim: GridSim, index: int, width: int, height: int) -> np.ndarray:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     draw(sim, index, figure.add_axes((0.02, 0.02, 0.96, 0.9)))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def film(frames: list[np.ndarray], columns: int) -> np.ndarray:
-    """Lay pictures of one size out in rows of so many, uint8; what is missing at the end stays white."""
-    height, width, _ = frames[0].shape
-    rows = -(-len(frames) // columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
-    for number, frame in enumerate(frames):
-        top, side = number // columns * height, number % columns * width
-        sheet[top : top + height, side : side + width] = frame
-    return sheet
