@@ -79,6 +79,18 @@ def test_random_arrivals_have_the_mean_and_the_variance_of_each_entry(scenes):
     assert np.array_equal(later, drawn[60:70])  # a second's arrivals do not depend on where drawing began
 
 
+def test_a_simulation_gets_each_second_its_own_arrivals(scenes):
+    """Across the blocks in which they are drawn: catches one that comes again and again."""
+    grid, seeds = Grid(rows=1, columns=2), np.array([0, 1], dtype=np.uint32)
+    rates = np.array([300.0, 600, 900, 1200, 1500, 1800])
+    sim = scenes.make(grid, 2, poisson=True, demand=rates)
+    mean = torch.as_tensor(rates / 3600)[None, :, None].repeat(70, 1, 2)
+    expected = arrivals.drawn(arrivals.keys(seeds, CPU), mean, 0).sum(1).cumsum(0)
+    for second in range(70):
+        sim.tick()
+        assert torch.equal(sim.demanded, expected[second])
+
+
 def test_arrivals_come_to_their_own_entry(scenes):
     """Entry by entry, one alone: catches blocks of the entries in another order than documented."""
     grid = Grid(rows=2, columns=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -74,3 +75,14 @@ def test_commands(tmp_path, capsys):
 def test_mistakes_end_with_one_line(words, message, capsys):
     assert traffic.main(words) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_the_page_runs_as_it_is_written():
+    """The snippet of the page, with fewer grids and decisions."""
+    page = (pathlib.Path(__file__).parents[3] / "envs" / "traffic" / "README.md").read_text(encoding="utf-8")
+    (snippet,) = (part.split("```")[0] for part in page.split("```python\n")[1:])
+    session = {}
+    exec(snippet.replace("100", "2").replace("range(120)", "range(3)"), session)
+    times = session["env"].simulator.time_spent / session["env"].simulator.demanded
+    assert times.shape == (2,)
+    assert (times > 20).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from metarl.envs.traffic.task import TrafficTask, grid_of, table
 from metarl.families import EnvFault, Tasks
 from metarl.settings import SettingsError
 
-NAMES = ["traffic-grid", "traffic-demand", "traffic-capacity", "traffic-sensor"]
+NAMES = ["traffic-grid", "traffic-demand", "traffic-capacity", "traffic-sensor", "traffic-objective"]
 
 
 def _task(**changes):
@@ -162,8 +163,14 @@ def test_families_draw_what_they_say():
     values = table(families.make("traffic-sensor").sample_tasks(count, "train", 0), TrafficTask())
     assert values["detector"].mean() == pytest.approx(0.7, abs=0.02)
     assert set(np.unique(values["detector"])) == {0.0, 1.0}
+    weights = table(families.make("traffic-objective").sample_tasks(count, "train", 0), TrafficTask())["weight"]
+    assert weights.mean(0).tolist() == pytest.approx([1.0] * count)
+    ratios = np.log(weights[:, None] / weights)[
+        np.triu_indices(4, 1)
+    ]  # of two: log-normal of sqrt(2) * 0.9, hardly cut
+    assert ratios.std(1).tolist() == pytest.approx([0.9 * np.sqrt(2)] * 6, rel=0.1)
     names = {name: families.make(name).sample_tasks(1, "train", 0).names for name in NAMES}
-    parts = {name for family in NAMES[1:] for name in names[family]}
+    parts = {name for family in NAMES[1:4] for name in names[family]}
     assert set(names["traffic-grid"]) == parts
 
 
@@ -255,6 +262,20 @@ def test_the_oracle_sees_the_task_and_the_grid_grows():
     assert oracle.oracle
     assert len(plain.parameters) == 12 + 5
     assert plain.control_step == 10.0
+
+
+def test_a_slow_control_step_still_makes_a_video():
+    """A tenth of a picture a second is none: 10 s decisions are shown four a second, others in real time."""
+    rates = {
+        name: families.make(name).spec.frames_per_second
+        for name in ("traffic-grid", "halfcheetah-vel", "navigation-2d")
+    }
+    assert rates == {"traffic-grid": 4, "halfcheetah-vel": 20, "navigation-2d": 20}
+    env = gymnasium.make("metarl/traffic-sensor-v0", warmup=0, horizon=3, render_mode="rgb_array")
+    env.reset(seed=0)
+    steps = [env.step(np.zeros(4, np.int64)) for _ in range(3)]
+    assert [step[3] for step in steps] == [False, False, True]
+    assert env.render().ndim == 3
 
 
 def test_a_grid_can_be_drawn():
