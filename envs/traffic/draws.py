@@ -176,10 +176,10 @@ def tasks_of(family: Sizes, parts: Sequence[Mapping[str, np.ndarray]], limited: 
 
         heights = 1.0 + numbers["peak_height"][0]
         most = numbers["demand"].max(axis=0) * heights
-        numbers["demand"] = numbers["demand"] * np.minimum(1.0, _MOST_DEMAND / most)
+        numbers["demand"] = numbers["demand"] * np.minimum(1.0, _MOST_DEMAND / np.maximum(most, 1e-9))
         rows = Tasks(names, np.concatenate(list(numbers.values())).T)
         # the mean over the episode of a peak that lies within it
         mean = 1.0 + numbers["peak_height"][0] * numbers["peak_width"][0] * np.sqrt(2 * np.pi) / seconds_of(family)
         load = loads(table(rows, default_task(family)), grid_of(default_task(family))) * mean
-        numbers["demand"] = numbers["demand"] * np.minimum(1.0, _MOST_LOAD / load)
+        numbers["demand"] = numbers["demand"] * np.minimum(1.0, _MOST_LOAD / np.maximum(load, 1e-9))
     return Tasks(names, np.concatenate(list(numbers.values())).T)

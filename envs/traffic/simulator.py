@@ -80,8 +80,9 @@ class GridSim:
     All amounts are exact (:mod:`metarl.envs.traffic.counts`).
 
     Reference: Newell (1993), "A simplified theory of kinematic waves in highway traffic"; Yperman (2007), "The link transmission
-    model for dynamic network loading" (arrival, receiving); Daganzo (1995), "The cell transmission model, part II", eq. 12
-    (first in, first out diverges). Merging in proportion to demand and unblocked lanes by movement are simplifications.
+    model for dynamic network loading" (arrival, receiving); Daganzo (1995), "The cell transmission model, part II"
+    (first in, first out diverges). Merging in proportion to demand and queues that do
+    not block each other across movements of the same lanes are simplifications; the pocket adds no room to its link.
 
     Args:
         grid: geometry and constants of all grids.
