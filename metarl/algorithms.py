@@ -6,6 +6,9 @@ Their settings are declared here without importing torch. A new algorithm is one
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -131,12 +134,33 @@ class AdamOuter:
     lr: float = setting(1e-3, "meta step size", above=0)
     beta1: float = setting(0.9, "decay of the first moment", low=0, high=0.9999)
     beta2: float = setting(0.999, "decay of the second moment", low=0, high=0.99999)
+    decay_steps: int = setting(0, "meta-updates over which lr falls along a cosine; 0 keeps it", low=0)
+    final_lr: float = setting(0.0, "meta step size after decay_steps", low=0)
+    clip_norm: float = setting(0.0, "longest meta-gradient, longer ones are shortened; 0 takes every one", low=0)
+    clip_value: float = setting(0.0, "largest element of the meta-gradient; 0 cuts nothing off", low=0)
 
     def rule(self) -> OuterRule:
         """Build Adam."""
         from metarl.core import Adam
 
         return Adam(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class ProMPOuter:
+    """Several clipped Adam epochs on one meta-batch."""
+
+    lr: float = setting(1e-3, "meta step size of an epoch", above=0)
+    epochs: int = setting(5, "steps on one meta-batch", low=1)
+    clip: float = setting(0.3, "how far from 1 a likelihood ratio still earns", above=0, high=1)
+    kl_penalty: float = setting(5e-4, "weight of the KL before adapting", low=0)
+    clip_norm: float = setting(0.0, "longest meta-gradient, longer ones are shortened; 0 takes every one", low=0)
+
+    def rule(self) -> OuterRule:
+        """Build ProMP."""
+        from metarl.core import Adam, ProMP
+
+        return ProMP(Adam(self.lr, clip_norm=self.clip_norm), self.epochs, self.clip, self.kl_penalty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +181,13 @@ class ReptileOuter:
     """A step toward the mean of the adapted parameters."""
 
     lr: float = setting(1.0, "meta step size; 1 goes to the mean itself", above=0)
+    decay_steps: int = setting(0, "meta-updates over which lr falls to 0 along a line; 0 keeps it", low=0)
 
     def rule(self) -> OuterRule:
         """Build Reptile."""
         from metarl.core import Reptile
 
-        return Reptile(self.lr)
+        return Reptile(self.lr, self.decay_steps)
 
 
 def preset(
@@ -224,6 +249,8 @@ _FOMAML = f"{_MAML}, section 5.2"
 _META_SGD = "Li et al. (2017), arXiv:1707.09835"
 _ANIL = "Raghu et al. (2020), arXiv:1909.09157"
 _CAVIA = "Zintgraf et al. (2019), arXiv:1810.03642"
+_E_MAML = "Stadie et al. (2018), arXiv:1803.01118"
+_PROMP = "Rothfuss et al. (2019), arXiv:1810.06784"
 _IMAML = "Rajeswaran et al. (2019), arXiv:1909.04630"
 
 ALGORITHMS: dict[str, type] = {
@@ -246,6 +273,15 @@ ALGORITHMS: dict[str, type] = {
         ProximalInner, TrpoOuter, "A regularised optimum, differentiated implicitly; trust region.", _IMAML, _CAREFUL
     ),
     "imaml-adam": preset(ProximalInner, AdamOuter, "A regularised optimum, differentiated implicitly; Adam.", _IMAML),
+    "e-maml-trpo": preset(
+        GradientInner,
+        TrpoOuter,
+        "MAML that also learns what to try before it adapts, trust region.",
+        _E_MAML,
+        inner_surrogate="logp",
+        exploration=1.0,
+    ),
+    "promp": preset(GradientInner, ProMPOuter, "Clipped epochs, with a leash on the policy before adapting.", _PROMP),
     "reptile": preset(
         PlainInner,
         ReptileOuter,
@@ -278,7 +314,34 @@ def make(name: str, **settings: Any) -> Algorithm:
     return schema(**check(lookup(name), settings, prefix="algo."))
 
 
-if __name__ == "__main__":
+def page(name: str) -> str:
+    """Return the page of an algorithm, in Markdown: equation, reference, what differs from its authors' code, when to use it.
+
+    The variants of one method, ``maml-trpo`` and ``maml-adam`` say, share a page.
+
+    Raises:
+        SettingsError: for an unknown name, with the nearest one.
+    """
+    lookup(name)
+    method = re.sub("-(trpo|adam|sgd)$", "", name)
+    return (importlib.resources.files("metarl") / "pages" / f"{method}.md").read_text(encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    """List all algorithms with their papers, or print the pages of those named; return the exit code."""
+    try:
+        if argv:
+            print("\n".join(page(name) for name in argv), end="")
+            return 0
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for name in names():
         schema: Any = lookup(name)
-        print(f"{name:12} {schema.__doc__} {schema.paper}")
+        print(f"{name:14} {schema.__doc__} {schema.paper}")
+    print("\npython -m metarl.algorithms NAME prints a page: equation, reference, differences, when to use it.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metarl.core.adapt import Data, Query
+from metarl.core.adapt import Data, Path, Query
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
 from metarl.families import Split, Tasks
@@ -72,6 +72,10 @@ class Domain(Protocol):
 
     def inner_loss(self, params: Params, support: Any) -> Tensor:
         """Return the support loss of every task, (M,)."""
+        ...
+
+    def exploration(self, coefficient: float) -> Path | None:
+        """Return the term that rewards what was sampled for what adapting to it led to; None at 0, or where nobody acts."""
         ...
 
     def init(self, generator: torch.Generator) -> Params:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import torch
 
 from metarl.core.adapt import Objective
+from metarl.core.descent import Reptile
 from metarl.core.inner import GradientStep, InnerRule
-from metarl.core.outer import OuterRule, Reptile, State
+from metarl.core.outer import OuterRule
 from metarl.core.parallel import chunks
 from metarl.core.params import Params, detach, expand, rows, stack_rows
+from metarl.core.update import State
 from metarl.domain import Domain, Sample, Seed, Statistics
 from metarl.families import Tasks
 from metarl.settings import SettingsError
@@ -64,10 +66,12 @@ class MetaLearner:
         inner_steps: inner updates in training; 0 trains without adapting (pretrained and oracle references).
         meta_batch_size: M, tasks of one iteration.
         chunk_tasks: tasks differentiated at once; None chooses by the number of samples.
+        exploration: weight of E-MAML's term, which lets the policy learn what to try before it adapts; 0 leaves it out.
 
     Raises:
-        SettingsError: where the outer rule needs a distribution and the domain predicts none, or where ``inner_steps`` is 0
-            and the rules learn from adapting alone (Reptile) or adapt from zero (CAVIA).
+        SettingsError: where the outer rule needs a distribution and the domain predicts none, or likelihood ratios and the
+            loss has none; where ``inner_steps`` is 0 and the rules learn from adapting alone (Reptile) or adapt from zero
+            (CAVIA); or where there is nothing to explore.
 
     Example:
         >>> import metarl
@@ -84,6 +88,7 @@ class MetaLearner:
     inner_steps: int = 1
     meta_batch_size: int = 40
     chunk_tasks: int | None = None
+    exploration: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse impossible pairings."""
@@ -91,6 +96,16 @@ class MetaLearner:
             raise SettingsError(
                 f"{type(self.outer).__name__} needs predictions that are a distribution, and this family's"
                 f" {self.domain.metric} loss has none; choose algo=maml-adam"
+            )
+        if self.outer.needs_ratio and self.domain.query.ratio is None:
+            raise SettingsError(
+                f"{type(self.outer).__name__} clips likelihood ratios of actions, and this family's {self.domain.metric} loss"
+                " has none; choose algo=maml-adam"
+            )
+        if self.exploration and self.domain.exploration(self.exploration) is None:
+            raise SettingsError(
+                f"exploration={self.exploration:g} needs actions whose choice it can reward, and this family has none; leave"
+                " it out"
             )
         if self.inner_steps == 0:
             self._refuse_never_adapting()
@@ -143,6 +158,7 @@ class MetaLearner:
             loss=self.domain.query,
             workers=self.domain.workers,
             chunk_tasks=self.chunk_tasks,
+            path=self.domain.exploration(self.exploration),
         )
         meta, outer, metrics = self.outer.step(state.meta, objective, state.outer)
         samples = [*trail.supports, trail.query]

@@ -13,7 +13,10 @@ from metarl.settings import SettingsError
 
 SMALL = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[4]", "eval_every=0", "threads=1", "inner_steps=2")
 CASES = [("navigation-2d", name, ("env.horizon=8",)) for name in algorithms.names()]
-CASES += [("sinusoid", name, ()) for name in algorithms.names() if not name.endswith("trpo")]
+RL_ONLY = ("trpo", "promp")
+CASES += [("sinusoid", name, ()) for name in algorithms.names() if not name.endswith(RL_ONLY)]
+SURROGATES = ("logp", "dice", "loaded-dice")
+CASES += [("navigation-2d", "maml-trpo", ("env.horizon=8", f"inner_surrogate={name}")) for name in SURROGATES]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +27,7 @@ def _threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("env", "algo", "more"), CASES, ids=[f"{algo} {env}" for env, algo, _ in CASES])
+@pytest.mark.parametrize(("env", "algo", "more"), CASES, ids=[f"{algo} {env} {more[-1:]}" for env, algo, more in CASES])
 def test_an_algorithm_trains_and_goes_on_to_the_byte(tmp_path, capsys, env, algo, more):
     """Three iterations at once, and two with one after them: learned rates or counters that no checkpoint holds show."""
 
@@ -84,6 +87,10 @@ def test_learned_rates_are_learned(tmp_path):
         ({"adapt": ("9.*",)}, r"nothing to adapt: '9\.\*' meets none of 0\.weight"),
         ({"adapt": ()}, r"algo\.adapt=\[\] adapts nothing"),
         ({"rates_steps": 2}, r"algo\.rates_steps=2 needs learned rates: algo\.rates=tensor or weight"),
+        (
+            {"rates": "tensor", "rates_steps": 2},
+            r"algo\.rates_steps=2 is more than inner_steps=1: rates of later steps",
+        ),
         ({"adapt": "head"}, r"algo\.adapt=head must be a list such as algo\.adapt=\[head\]"),
         ({"rates": "weigth"}, r"algo\.rates=weigth is not one of .* Did you mean 'weight'\?"),
     ],
@@ -94,9 +101,33 @@ def test_what_makes_no_sense_is_refused(settings, reason):
         metarl.build("sinusoid", "maml-adam", algo_settings=settings, hidden_sizes=(4,)).init(0)
 
 
-def test_a_trust_region_without_a_distribution_is_refused():
-    with pytest.raises(SettingsError, match="needs predictions that are a distribution"):
-        metarl.build("sinusoid", "meta-sgd-trpo")
+@pytest.mark.parametrize(
+    ("algo", "settings", "reason"),
+    [
+        ("meta-sgd-trpo", {}, "needs predictions that are a distribution"),
+        ("promp", {}, "needs predictions that are a distribution"),
+        ("maml-adam", {"exploration": 1.0}, "exploration=1 needs actions whose choice it can reward"),
+    ],
+)
+def test_reinforcement_learning_alone_has_actions(algo, settings, reason):
+    """A regression has no likelihood ratios to clip and no actions to reward."""
+    with pytest.raises(SettingsError, match=reason):
+        metarl.build("sinusoid", algo, **settings)
+
+
+def test_e_maml_learns_from_what_it_sampled():
+    """The term changes the meta-gradient, and reaches it through the command's own names."""
+    settings = {"meta_batch_size": 3, "episodes_per_task": 2, "hidden_sizes": (4,), "threads": 1}
+    norms = []
+    for algo, more in (
+        ("e-maml-trpo", {}),
+        ("e-maml-trpo", {"exploration": 0.0}),
+        ("maml-trpo", {"inner_surrogate": "logp"}),
+    ):
+        learner = metarl.build("navigation-2d", algo, env_settings={"horizon": 8}, **settings, **more)
+        norms.append(learner.iteration(learner.init(0))[1]["gradient_norm"])
+    assert norms[1] == norms[2]
+    assert norms[0] != pytest.approx(norms[1], rel=0.01)
 
 
 @pytest.mark.parametrize("setting", ["first_order", "rates", "rates_steps"])
@@ -122,6 +153,27 @@ def test_training_without_adapting_learns_what_adapting_starts_from(algo):
     assert metrics["pre_return"] == metrics["post_return"]
     moved = {name for name in start.meta if not torch.equal(start.meta[name], state.meta[name])}
     assert moved == {name for name in start.meta if not name.startswith("rate.")}
+
+
+@pytest.mark.parametrize("algo", algorithms.names())
+def test_an_algorithm_has_a_page(algo, capsys):
+    """Equation, reference with the identifier that the list names, differences, when to use it; its own name in the title."""
+    assert algorithms.main([algo]) == 0
+    shown = capsys.readouterr().out
+    assert shown == algorithms.page(algo)
+    assert f"`{algo}`" in shown.splitlines()[0]
+    for part in ("**Equation.**", "**Reference.**", "**What differs from the ", "**When to use it.**"):
+        assert part in shown
+    own = algorithms.lookup(algo).paper
+    assert own[own.index("arXiv:") :].split(",")[0].split(";")[0] in shown
+
+
+def test_every_algorithm_is_listed_and_unknown_ones_get_the_nearest(capsys):
+    assert algorithms.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{name} " in shown for name in algorithms.names())
+    assert algorithms.main(["prompt"]) == 2
+    assert capsys.readouterr().err == "error: Unknown algorithm 'prompt'. Did you mean 'promp'?\n"
 
 
 @pytest.fixture

@@ -78,6 +78,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: pathlib.Path) -> No
     wanted = {m.replace(".", "/") for m in _modules()}
     assert {re.sub(r"(/__init__)?\.py$", "", name) for name in held} == wanted
     assert "metarl/py.typed" in names
+    assert {n for n in names if n.startswith("metarl/pages/")} == {
+        f"metarl/pages/{p.name}" for p in ROOT.glob("metarl/pages/*")
+    }
     assert "metarl/envs/locomotion/halfcheetah.py" in names
     assert any(name.startswith(info) and name.endswith("LICENSE") for name in names)
 

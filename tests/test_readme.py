@@ -78,7 +78,9 @@ def test_evaluation_commands_are_legal(tmp_path, monkeypatch, capsys, command):
 def test_algorithms_are_listed():
     """The command exists, and lists every algorithm."""
     done = subprocess.run([sys.executable, "-m", "metarl.algorithms"], capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == algorithms.names()
+    table, hint = done.stdout.split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == algorithms.names()
+    assert hint.startswith("python -m metarl.algorithms NAME ")
 
 
 def test_the_refusal_is_the_one_shown(capsys):

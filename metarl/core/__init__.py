@@ -1,11 +1,13 @@
 """The meta-core: adapt, differentiate through adapting, update. It knows tensors, and neither rewards nor images."""
 
 from metarl.core.adapt import Objective, Outcome, Terms, adapt
+from metarl.core.descent import SGD, Adam, ProMP, Reptile
 from metarl.core.inner import GradientStep, InnerRule, LearnedRates
-from metarl.core.outer import SGD, TRPO, Adam, OuterRule, Reptile
+from metarl.core.outer import TRPO, OuterRule
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
 from metarl.core.proximal import ProximalSolve
+from metarl.core.update import Update
 
 __all__ = [
     "SGD",
@@ -18,9 +20,11 @@ __all__ = [
     "Outcome",
     "OuterRule",
     "Params",
+    "ProMP",
     "ProximalSolve",
     "Reptile",
     "Terms",
+    "Update",
     "Workers",
     "adapt",
 ]

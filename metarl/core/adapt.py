@@ -57,11 +57,20 @@ class Terms(NamedTuple):
 
 
 class Query(Protocol):
-    """The outer loss. ``geometry`` is None where predictions are no distribution; then there is no KL and no Fisher."""
+    """The outer loss.
+
+    ``geometry`` is None where predictions are no distribution; then there is no KL and no Fisher. ``ratio`` is None where
+    the loss is not made of likelihood ratios; then there is nothing to clip.
+    """
 
     @property
     def geometry(self) -> Geometry | None:
         """The distribution that is predicted, if it is one."""
+        ...
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """The likelihood ratios that the loss is made of, if it is."""
         ...
 
     def __call__(self, params: Params, query: Any) -> Terms:
@@ -78,6 +87,26 @@ class Geometry(Protocol):
 
     def fisher(self, predicted: tuple[Tensor, ...], tangent: tuple[Tensor, ...], query: Any) -> tuple[Tensor, ...]:
         """Multiply a tangent by the Fisher matrix of every sample, weighted to the mean over a task's samples."""
+        ...
+
+
+class Ratio(Protocol):
+    """A loss made of likelihood ratios of what was done to how likely it was when it was done."""
+
+    def clipped(self, epsilon: float) -> Query:
+        """Return the loss that gains nothing from ratios beyond 1 - epsilon and 1 + epsilon."""
+        ...
+
+    def divergence(self, params: Params, data: Any) -> Tensor:
+        """Return KL(old||params) of every task on support or query data, (M,), differentiable."""
+        ...
+
+
+class Path(Protocol):
+    """A term of the meta-objective for what adapting went through, beside where it led."""
+
+    def __call__(self, params: Params, support: Any, query: Any) -> Tensor:
+        """Return (M,) of the parameters (M, ...) before one inner step, its support set, and the query set."""
         ...
 
 
@@ -109,6 +138,7 @@ class Objective:
         loss: the outer loss.
         workers: who evaluates the chunks.
         chunk_tasks: tasks to a chunk; None chooses by the number of samples.
+        path: a term that is added at every inner step; None adds nothing. The Fisher matrix does not look at it.
     """
 
     rule: InnerRule[Any]
@@ -117,6 +147,7 @@ class Objective:
     loss: Query
     workers: Workers = field(default_factory=Workers)
     chunk_tasks: int | None = None
+    path: Path | None = None
 
     def value(self, meta: Params) -> Outcome:
         """Evaluate; no graph through the adaptation is built."""
@@ -194,8 +225,15 @@ class Objective:
 
     def _terms(self, meta: Params, tasks: slice) -> Terms:
         query = self.query.rows(tasks)
-        adapted = adapt(self.rule, expand(meta, query.num_tasks), [support.rows(tasks) for support in self.supports])
-        return self.loss(adapted, query)
+        params, supports = expand(meta, query.num_tasks), [support.rows(tasks) for support in self.supports]
+        if self.path is None:
+            return self.loss(adapt(self.rule, params, supports), query)
+        on_the_way = []
+        for step, support in enumerate(supports):
+            on_the_way.append(self.path(params, support, query))
+            params = self.rule(params, support, step)
+        terms = self.loss(params, query)
+        return terms._replace(loss=sum(on_the_way, terms.loss))
 
     def _mean(self, parts: list[Terms]) -> Outcome:
         """Average over all tasks: with :meth:`_average`, the only places where tasks meet."""

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from metarl.core.adapt import Objective, Outcome
 from metarl.core.params import Params, is_finite, ravel, unravel
 from metarl.core.solvers import conjugate_gradient
-
-State = dict[str, Tensor]
-Metrics = dict[str, float]
-
-# So many rejected steps in a row mean that something is wrong rather than unlucky.
-_WARN_AFTER = 5
-
+from metarl.core.update import Clock, Metrics, State, Update, no_rejections, refuse_other_predictions, rejections
 
 # A step is lengthened where that promises at least so much, and never by more.
 _WORTH_LENGTHENING, _MOST_LENGTHENING = 1.1, 4.0
@@ -33,22 +24,16 @@ class _Candidate(NamedTuple):
     after: Outcome
 
 
-class Update(NamedTuple):
-    """What an outer rule returns."""
-
-    meta: Params
-    state: State
-    metrics: Metrics
-
-
 class OuterRule(Protocol):
     """``step(meta, objective, state) -> Update``; a rejected step returns the very same ``meta``.
 
     Attributes:
         needs_geometry: whether the rule works only where predictions are a distribution.
+        needs_ratio: whether it works only where the loss is made of likelihood ratios.
     """
 
     needs_geometry: ClassVar[bool]
+    needs_ratio: ClassVar[bool]
 
     def init(self, meta: Params) -> State:
         """Return the state before the first step."""
@@ -57,20 +42,6 @@ class OuterRule(Protocol):
     def step(self, meta: Params, objective: Objective, state: State) -> Update:
         """Take one step."""
         ...
-
-
-def _rejections(state: State, rejected: bool, reason: str) -> tuple[State, Metrics]:
-    """Count rejected steps, and warn when they do not end."""
-    in_a_row = int(state["rejected_in_a_row"]) + 1 if rejected else 0
-    total = int(state["rejected_total"]) + int(rejected)
-    if in_a_row and in_a_row % _WARN_AFTER == 0:
-        warnings.warn(f"The last {in_a_row} meta-updates were rejected ({reason})", RuntimeWarning, stacklevel=3)
-    counters = {"rejected_in_a_row": torch.tensor(in_a_row), "rejected_total": torch.tensor(total)}
-    return {**state, **counters}, {"rejected_updates": float(total)}
-
-
-def _no_rejections() -> State:
-    return {"rejected_in_a_row": torch.tensor(0), "rejected_total": torch.tensor(0)}
 
 
 @dataclass(frozen=True)
@@ -109,20 +80,17 @@ class TRPO:
     line_search_shrink: float = 0.8
 
     needs_geometry: ClassVar[bool] = True
+    needs_ratio: ClassVar[bool] = False
 
     def init(self, meta: Params) -> State:
         """Return zero counters, and 1 as the factor of the first candidate."""
-        return {**_no_rejections(), "length": torch.tensor(1.0, dtype=torch.float64)}
+        return {**no_rejections(), "length": torch.tensor(1.0, dtype=torch.float64)}
 
     def step(self, meta: Params, objective: Objective, state: State) -> Update:
         """Take one trust-region step, or none."""
-        clock = _Clock()
+        clock = Clock()
         before, gradient = objective.gradient(meta)
-        if before.kl > 0.1 * self.max_kl:  # rounding gives 1e-7; a step would be judged against the wrong distribution
-            raise ValueError(
-                f"the model's predictions differ from those recorded with the data (KL {before.kl:.2g} before any step): they"
-                " depend on other samples or on chance (recurrent layers, batch normalisation, dropout)"
-            )
+        refuse_other_predictions(before.kl, 0.1 * self.max_kl)
         g = ravel(gradient)
         clock.lap("seconds_meta_gradient")
         metrics = {
@@ -162,7 +130,7 @@ class TRPO:
             "line_search_accepted": 1.0,
             "step_norm": accepted.length * float(full.norm()),
         }
-        state, counters = _rejections(state, False, "")
+        state, counters = rejections(state, False, "")
         length = min(max(accepted.length * self._to_bound(accepted.after), 1 / _MOST_LENGTHENING), _MOST_LENGTHENING)
         state |= {"length": torch.tensor(length, dtype=torch.float64)}
         return Update(accepted.meta, state, metrics | counters | clock.laps)
@@ -196,154 +164,7 @@ class TRPO:
     def _improves(self, before: Outcome, after: Outcome) -> bool:
         return math.isfinite(after.loss) and after.loss < before.loss and after.kl <= self.max_kl
 
-    def _reject(self, meta: Params, state: State, metrics: Metrics, clock: _Clock, reason: str) -> Update:
-        state, counters = _rejections(state, True, reason)
+    def _reject(self, meta: Params, state: State, metrics: Metrics, clock: Clock, reason: str) -> Update:
+        state, counters = rejections(state, True, reason)
         state |= {"length": torch.tensor(1.0, dtype=torch.float64)}
         return Update(meta, state, metrics | counters | clock.laps)
-
-
-@dataclass(frozen=True)
-class Adam:
-    """One Adam step on the meta-gradient; a non-finite gradient rejects the step.
-
-    Attributes:
-        lr: step size.
-        beta1: decay of the first moment.
-        beta2: decay of the second moment.
-        eps: added to the root of the second moment.
-
-    Reference: Kingma and Ba (2015), arXiv:1412.6980.
-    """
-
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    needs_geometry: ClassVar[bool] = False
-
-    def init(self, meta: Params) -> State:
-        """Return zero moments and counters."""
-        moments = {f"{kind}.{name}": torch.zeros_like(v) for kind in ("m", "v") for name, v in meta.items()}
-        return {**moments, "steps": torch.tensor(0.0), **_no_rejections()}
-
-    def step(self, meta: Params, objective: Objective, state: State) -> Update:
-        """Take one Adam step."""
-        clock = _Clock()
-        before, gradient = objective.gradient(meta)
-        clock.lap("seconds_meta_gradient")
-        if not math.isfinite(before.loss) or not is_finite(gradient):
-            return _skip(meta, state, before, clock)
-        values = [value.clone() for value in meta.values()]
-        first, second = ([state[f"{kind}.{name}"].clone() for name in meta] for kind in ("m", "v"))
-        steps = [state["steps"].clone() for _ in meta]
-        adam(
-            values,
-            list(gradient.values()),
-            first,
-            second,
-            [],
-            steps,
-            foreach=False,
-            amsgrad=False,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            lr=self.lr,
-            weight_decay=0.0,
-            eps=self.eps,
-            maximize=False,
-        )
-        state, counters = _rejections(state, False, "")
-        moments = {f"m.{name}": m for name, m in zip(meta, first, strict=True)}
-        moments |= {f"v.{name}": v for name, v in zip(meta, second, strict=True)}
-        metrics = {"loss": before.loss, "gradient_norm": float(ravel(gradient).norm())}
-        return Update(
-            dict(zip(meta, values, strict=True)),
-            {**state, **moments, "steps": steps[0]},
-            metrics | counters | clock.laps,
-        )
-
-
-@dataclass(frozen=True)
-class SGD:
-    """One gradient step; a non-finite gradient rejects it.
-
-    Attributes:
-        lr: step size.
-    """
-
-    lr: float = 1e-2
-
-    needs_geometry: ClassVar[bool] = False
-
-    def init(self, meta: Params) -> State:
-        """Return zero counters."""
-        return _no_rejections()
-
-    def step(self, meta: Params, objective: Objective, state: State) -> Update:
-        """Take one step."""
-        clock = _Clock()
-        before, gradient = objective.gradient(meta)
-        clock.lap("seconds_meta_gradient")
-        if not math.isfinite(before.loss) or not is_finite(gradient):
-            return _skip(meta, state, before, clock)
-        state, counters = _rejections(state, False, "")
-        metrics = {"loss": before.loss, "gradient_norm": float(ravel(gradient).norm())}
-        stepped = {name: value - self.lr * gradient[name] for name, value in meta.items()}
-        return Update(stepped, state, metrics | counters | clock.laps)
-
-
-@dataclass(frozen=True)
-class Reptile:
-    r"""Move toward the mean of the adapted parameters; no meta-gradient.
-
-    $$ \theta \leftarrow \theta + \epsilon\, \Bigl(\tfrac1M \sum_i U_k(\theta)_i - \theta\Bigr) $$
-
-    It learns to adapt only over several inner steps: with one, it follows the gradient of the mean loss. The query set
-    tells the loss that is logged, nothing more. Adapted parameters that are not finite reject the step.
-
-    Attributes:
-        lr: epsilon, 1 for the mean itself.
-
-    Reference: Nichol, Achiam and Schulman (2018), arXiv:1803.02999, algorithm 2.
-    """
-
-    lr: float = 1.0
-
-    needs_geometry: ClassVar[bool] = False
-
-    def init(self, meta: Params) -> State:
-        """Return zero counters."""
-        return _no_rejections()
-
-    def step(self, meta: Params, objective: Objective, state: State) -> Update:
-        """Take one step."""
-        clock = _Clock()
-        adapted, before = objective.adapted(meta), objective.value(meta)
-        clock.lap("seconds_meta_gradient")
-        way = {name: adapted[name] - value for name, value in meta.items()}
-        if not is_finite(way):
-            state, counters = _rejections(state, True, "the adapted parameters are not finite")
-            return Update(meta, state, {"loss": before.loss, "step_norm": 0.0} | counters | clock.laps)
-        state, counters = _rejections(state, False, "")
-        metrics = {"loss": before.loss, "step_norm": self.lr * float(ravel(way).norm())}
-        stepped = {name: value + self.lr * way[name] for name, value in meta.items()}
-        return Update(stepped, state, metrics | counters | clock.laps)
-
-
-def _skip(meta: Params, state: State, before: Outcome, clock: _Clock) -> Update:
-    state, counters = _rejections(state, True, "the meta-gradient is not finite")
-    return Update(meta, state, {"loss": before.loss, "gradient_norm": math.nan} | counters | clock.laps)
-
-
-class _Clock:
-    """Seconds spent between laps."""
-
-    def __init__(self) -> None:
-        self.laps: Metrics = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now

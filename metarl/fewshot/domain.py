@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metarl import families
-from metarl.core.adapt import Geometry, Terms
+from metarl.core.adapt import Geometry, Path, Ratio, Terms
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
 from metarl.domain import Role, Sample, Seed, Statistics
@@ -52,6 +52,7 @@ class ShotQuery:
 
     domain: ShotDomain
     geometry: Geometry | None = None
+    ratio: Ratio | None = None
 
     def __call__(self, params: Params, query: ShotBatch) -> Terms:
         """Return losses (M,) and no KL."""
@@ -95,6 +96,11 @@ class ShotDomain:
     def inner_loss(self, params: Params, support: ShotBatch) -> Tensor:
         """Mean squared error over a task's examples, (M,)."""
         return (self.net(params, support.inputs) - support.targets).square().flatten(1).mean(1)
+
+    def exploration(self, coefficient: float) -> Path | None:
+        """Nobody acts."""
+        del coefficient
+        return None
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh meta-parameters."""

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from metarl import families
+from metarl.core.adapt import Path
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed, Statistics
 from metarl.families import EnvBatch, RLFamily, Split, Tasks
 from metarl.rl import baseline, normalizer, returns
-from metarl.rl.losses import Batch, PolicyLoss, PolicyQuery
+from metarl.rl.losses import Batch, Exploration, PolicyLoss, PolicyQuery
 from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
 from metarl.rl.rollouts import Rollouts, to_device
@@ -39,6 +40,13 @@ class Aside(NamedTuple):
     success: Tensor | None
 
 
+class Surrogate(NamedTuple):
+    """Form of the inner loss: its name, and the decay of ``loaded-dice``."""
+
+    name: str = "lvc"
+    decay: float = 0.9
+
+
 @dataclass(frozen=True)
 class RLDomain:
     """A task family, a policy, and how rollouts become a batch; :meth:`normalizing` standardises observations.
@@ -49,7 +57,7 @@ class RLDomain:
         episodes: E, episodes of each task in one support or query set.
         gamma: discount.
         gae_lambda: 0 for one-step, 1 for Monte-Carlo advantages.
-        surrogate: form of the inner loss.
+        surrogate: form of the inner loss (:class:`~metarl.rl.losses.PolicyLoss`).
         bootstrap: value the state at the time limit by a baseline without time, instead of by 0 (a finite horizon).
         workers: threads and device.
     """
@@ -59,7 +67,7 @@ class RLDomain:
     episodes: int = 20
     gamma: float = 0.99
     gae_lambda: float = 1.0
-    surrogate: str = "lvc"
+    surrogate: Surrogate = field(default_factory=Surrogate)
     bootstrap: bool = False
     workers: Workers = field(default_factory=Workers)
     _normalizer: Normalizer | None = field(default=None, repr=False)
@@ -67,8 +75,8 @@ class RLDomain:
     _pools: dict[int, Workers] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the surrogate's name."""
-        PolicyLoss(self.policy, self.surrogate)
+        """Check the surrogate."""
+        _ = self._loss
 
     def normalizing(self) -> RLDomain:
         """Return the domain whose policy and baseline see observations standardised (:mod:`metarl.rl.normalizer`)."""
@@ -118,7 +126,11 @@ class RLDomain:
 
     def inner_loss(self, params: Params, support: Batch) -> Tensor:
         """Return the support loss of every task, (M,)."""
-        return PolicyLoss(self.policy, self.surrogate)(params, support)
+        return self._loss(params, support)
+
+    def exploration(self, coefficient: float) -> Path | None:
+        """Return E-MAML's term."""
+        return Exploration(self.policy, coefficient) if coefficient else None
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh meta-parameters."""
@@ -209,6 +221,8 @@ class RLDomain:
             weights=weights,
             log_probs=log_probs,
             behaviour=behaviour,
+            credit=returns.credit(targets, rollouts.mask, advantages, weights),
+            horizon=horizon if self._loss.ordered else None,
         )
 
     def observe(self, observations: Tensor, tasks: Tasks) -> Tensor:
@@ -227,6 +241,10 @@ class RLDomain:
         scaled = ((2 * tasks.values - low - high) / np.maximum(high - low, 1e-12)).astype(np.float32)
         task = to_device(scaled, observations.device).unsqueeze(1).expand(*observations.shape[:2], -1)
         return torch.cat([observations, task], -1)
+
+    @property
+    def _loss(self) -> PolicyLoss:
+        return PolicyLoss(self.policy, *self.surrogate)
 
     def _moments(self, rollouts: Rollouts) -> Statistics:
         """Return statistics of every task's states, where they are kept."""

@@ -16,7 +16,7 @@ from metarl.families import Choices, FamilyError, RLSpec, ShotSpec
 from metarl.fewshot import ShotDomain
 from metarl.learner import MetaLearner
 from metarl.nets import MLP, ContextNet, Net
-from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain
+from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate
 from metarl.run.config import RunConfig, RunSettings, resolve
 from metarl.settings import SettingsError
 
@@ -50,7 +50,14 @@ def build_learner(config: RunConfig) -> MetaLearner:
     algorithm = algorithms.make(config.algo, **config.algo_settings)
     names = list(domain.init(torch.Generator().manual_seed(run.seed)))
     inner, outer = algorithm.rules(domain.inner_loss, run.inner_lr, names)
-    return MetaLearner(domain, inner, outer, run.inner_steps, run.meta_batch_size, run.chunk_tasks)
+    trained = config.algo_settings.get("rates_steps", 1)
+    if trained > max(1, run.inner_steps):
+        raise SettingsError(
+            f"algo.rates_steps={trained} is more than inner_steps={run.inner_steps}: rates of later steps would never be"
+            " learned; raise inner_steps or lower algo.rates_steps"
+        )
+    sizes = (run.inner_steps, run.meta_batch_size, run.chunk_tasks)
+    return MetaLearner(domain, inner, outer, *sizes, exploration=run.exploration)
 
 
 def device(name: str) -> torch.device:
@@ -91,7 +98,7 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             episodes=run.episodes_per_task,
             gamma=run.gamma,
             gae_lambda=run.gae_lambda,
-            surrogate=run.inner_surrogate,
+            surrogate=Surrogate(run.inner_surrogate, run.dice_decay),
             bootstrap=run.bootstrap,
             workers=workers,
         )

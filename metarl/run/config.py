@@ -31,7 +31,13 @@ class RunSettings:
     episodes_per_task: int = setting(20, "episodes of one support or query set (RL)", low=1)
     inner_steps: int = setting(1, "inner updates while training; 0 trains without adapting", low=0)
     inner_lr: float = setting(0.1, "step size of an inner update", above=0)
-    inner_surrogate: str = setting("lvc", "inner policy-gradient loss (RL)", choices=("lvc", "logp"))
+    inner_surrogate: str = setting(
+        "lvc", "inner policy-gradient loss (RL)", choices=("lvc", "logp", "dice", "loaded-dice")
+    )
+    dice_decay: float = setting(
+        0.9, "loaded-dice: how much an earlier step counts, 0: lvc, 1: dice (RL)", low=0, high=1
+    )
+    exploration: float = setting(0.0, "weight of E-MAML's term, 1 for the whole of it (RL)", low=0)
     gamma: float = setting(0.99, "discount (RL)", low=0, high=1)
     gae_lambda: float = setting(1.0, "0: one-step, 1: Monte-Carlo advantages (RL)", low=0, high=1)
     bootstrap: bool = setting(False, "value the state at the time limit instead of a finite horizon (RL)")

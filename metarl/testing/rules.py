@@ -66,6 +66,20 @@ class Regression:
         loss = (mean - query.targets).square().mean((1, 2)) * (math.inf if self.broken else 1.0)
         return Terms(loss, 0.5 * (mean.detach() - query.predicted).square().mean((1, 2)))
 
+    @property
+    def ratio(self) -> Regression:
+        """Rules that clip likelihood ratios are checked too, on a loss that has nothing to clip."""
+        return self
+
+    def clipped(self, epsilon: float) -> Regression:
+        """Return the same loss."""
+        del epsilon
+        return self
+
+    def divergence(self, params: Params, data: Points) -> Tensor:
+        """Return KL(old||new), (M,)."""
+        return 0.5 * (_NET(params, data.inputs) - data.predicted).square().mean((1, 2))
+
     def predict(self, params: Params, query: Points) -> tuple[Tensor, ...]:
         """Return the means."""
         return (_NET(params, query.inputs),)

@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from metarl.core import SGD, TRPO, Adam, Reptile
+from metarl.core import SGD, TRPO, Adam, ProMP, Reptile, Update
 from metarl.core.inner import TaskLoss
-from metarl.core.outer import Update
 from metarl.core.params import Params, ravel
 from metarl.testing import check_inner_rule, check_outer_rule
 
@@ -128,7 +127,11 @@ def test_a_flawed_outer_rule_is_caught(flaw, rule):
         check_outer_rule(FlawedOuter(flaw))
 
 
-@pytest.mark.parametrize("rule", [TRPO(max_kl=0.02), Adam(1e-2), SGD(0.05), Reptile()], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [TRPO(max_kl=0.02), Adam(1e-2), Adam(1e-2, decay_steps=5, clip_norm=1.0), SGD(0.05), ProMP(Adam(1e-2)), Reptile()],
+    ids=str,
+)
 def test_the_outer_rules_keep_the_contract(rule):
     check_outer_rule(rule, max_kl=0.02 if isinstance(rule, TRPO) else None)
 

@@ -33,6 +33,7 @@ def _columns(batch):
     """A batch's tensors by name, those of the distribution too."""
     named = {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}
     means, log_std = named.pop("behaviour")
+    assert named.pop("horizon") is None  # lvc needs no order
     return named | {"means": means, "log_std": log_std}
 
 
@@ -224,7 +225,7 @@ def test_padding_influences_nothing(point_mass, rubbish):
     assert 0 < int(valid.sum()) < valid.numel()
     assert torch.equal(a.weights, b.weights)
     for (name, x), y in zip(_columns(a).items(), _columns(b).values(), strict=True):
-        assert torch.equal(x, y) if name == "log_std" else torch.equal(x[valid], y[valid]), name
+        assert torch.equal(x, y) if name in ("log_std", "credit") else torch.equal(x[valid], y[valid]), name
         assert bool(torch.isfinite(y).all()), f"{name} of padding would turn 0 * x into NaN"
     assert torch.equal(first.scores, second.scores)
     assert first.env_steps == second.env_steps == int(valid.sum())

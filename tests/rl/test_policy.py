@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -177,11 +177,11 @@ def test_both_surrogates_have_the_policy_gradient_where_the_data_were_drawn():
 
 def test_rows_and_samples_select_the_same_thing_in_every_column():
     """A column left behind pairs actions with other states; weights must be a mean again."""
-    batch = _batch()
+    batch = replace(_batch(), credit=torch.tensor([1.0, 2.0, 3.0, 4.0])[: _batch().num_tasks])
     index = torch.tensor([0, 2, 4])
     part = batch.samples(index).rows(slice(1, 3))
     for f in fields(Batch):
-        if f.name == "behaviour":
+        if f.name in ("behaviour", "credit", "horizon"):
             continue
         expected = getattr(batch, f.name)[1:3][:, index]
         if f.name == "weights":
@@ -190,4 +190,5 @@ def test_rows_and_samples_select_the_same_thing_in_every_column():
     means, log_std = part.behaviour
     assert torch.equal(means, batch.behaviour[0][1:3][:, index])
     assert torch.equal(log_std, batch.behaviour[1][1:3])
+    assert part.credit.tolist() == [2.0, 3.0]
     assert (part.num_tasks, part.num_samples) == (2, 3)

@@ -226,3 +226,24 @@ def test_fit_in_float32_predicts_what_float64_does(kind):
         scale = np.std(targets[m].numpy())
         error = np.abs(values[m].numpy() - wanted)[mask[m].numpy() > 0]
         assert error.max() < 1e-2 * scale
+
+
+def test_credit_compares_a_task_with_the_others():
+    """Three tasks, two episodes of which one ends early; worked out in a loop. What a task earned is in no baseline of its own."""
+    g = torch.Generator().manual_seed(0)
+    rewards, advantages = (torch.randn(3, 4, 2, generator=g, dtype=torch.double) for _ in range(2))
+    mask = torch.ones(3, 4, 2, dtype=torch.double)
+    mask[1, 2:, 0] = 0
+    targets = returns.discounted_returns(rewards * mask, mask, 0.9)
+    weights = mask.flatten(1) / mask.flatten(1).sum(1, keepdim=True)
+    found = returns.credit(targets, mask, advantages.flatten(1), weights)
+    earned = [
+        np.mean([sum(0.9**t * float((rewards * mask)[m, t, e]) for t in range(4)) for e in range(2)]) for m in range(3)
+    ]
+    for m in range(3):
+        valid = advantages[m][mask[m] > 0].numpy()
+        length = float(mask[m].sum()) / 2
+        others = np.mean([earned[k] for k in range(3) if k != m])
+        assert float(found[m]) == pytest.approx((earned[m] - others) / (valid.std() * length), rel=1e-6)
+    alone = returns.credit(targets[:1], mask[:1], advantages[:1].flatten(1), weights[:1])
+    assert alone.tolist() == [0.0]
