@@ -169,6 +169,11 @@ class RLSpec:
         high, size = max(choices.counts, default=0) - 1.0, len(choices.counts)
         return RLSpec(parameters, observation_size, size, 0.0, high, horizon, control_step, oracle, choices)
 
+    @property
+    def frames_per_second(self) -> int:
+        """Control steps that a video shows in a second: real time, but at least 4; 20 where time has no unit."""
+        return max(4, round(1 / self.control_step)) if self.control_step else 20
+
 
 @dataclasses.dataclass(frozen=True)
 class ShotSpec:

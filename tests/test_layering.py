@@ -25,7 +25,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "listing": ({"settings", "families", "ids"}, set()),
     "cohorts": ({"families"}, {"numpy"}),
     "gym": ({"settings", "families", "cohorts"}, {"numpy", "gymnasium", "PIL"}),
-    "envs": ({"settings", "families", "pooled"}, {"numpy", "mujoco", "gymnasium", "metaworld", "PIL"}),
+    "envs": (
+        {"settings", "families", "pooled"},
+        {"numpy", "torch", "mujoco", "gymnasium", "metaworld", "matplotlib", "PIL"},
+    ),
     "core": (set(), {"torch"}),
     "nets": ({"core"}, {"torch"}),
     "domain": ({"core", "families", "settings"}, {"torch"}),

@@ -67,7 +67,7 @@ def record(
         films.append(frames)
         returns.append(total)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fps = round(1 / domain.family.spec.control_step) if domain.family.spec.control_step else 20
+    fps = domain.family.spec.frames_per_second
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
     try:
         imageio.mimwrite(temporary, _beside(films), fps=fps, macro_block_size=16)

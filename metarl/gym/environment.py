@@ -168,8 +168,7 @@ class Opened:
 
     def metadata(self, drawn: bool) -> dict[str, Any]:
         """Return how pictures are made, and how many of them there are in a second."""
-        step = self.spec.control_step
-        return {"render_modes": ["rgb_array"] if drawn else [], "render_fps": round(1 / step) if step else 20}
+        return {"render_modes": ["rgb_array"] if drawn else [], "render_fps": self.spec.frames_per_second}
 
 
 def checked_mode(mode: str | None, name: str, drawn: bool) -> str | None:

@@ -41,7 +41,7 @@ def test_every_registered_family_keeps_the_contract(name):
 HORIZON_TEN = ["bandit-bernoulli", "tabular-mdp", "navigation-2d", "halfcheetah-vel", "hopper-params"]
 
 
-@pytest.mark.parametrize("name", HORIZON_TEN)
+@pytest.mark.parametrize("name", [*HORIZON_TEN, "traffic-sensor"])
 def test_time_limits_are_counted_for_every_simulation(name):
     """One clock for all: who starts anew is cut off with the others, or cuts them off later. One family of every engine."""
     check_family(families.make(name, horizon=10))

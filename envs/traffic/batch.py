@@ -1,0 +1,119 @@
+"""Episodes on B grids that step together, as a family's simulations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.envs.traffic import conditions, picture
+from metarl.envs.traffic.controllers import FixedTime
+from metarl.envs.traffic.detectors import Detectors, Readings, observation
+from metarl.envs.traffic.network import PHASES, Grid
+from metarl.envs.traffic.simulator import GridSim
+from metarl.envs.traffic.task import TrafficTask, grid_of, table
+from metarl.families import EnvFault, Step, Tasks
+
+# Rewards are vehicle-seconds of a decision, divided by the intersections and by this.
+REWARD_SCALE = 100.0
+
+
+class TrafficBatch:
+    """B grids with signals to be set.
+
+    Every episode begins with ``warmup`` seconds in which all lights follow one plan (a quarter of a minute for each phase,
+    clearance included), so that it does not begin in an empty town; they are not counted.
+
+    Args:
+        default: the task's numbers that tables leave out, and the size of the grid.
+        horizon: decisions of an episode.
+        interval: seconds between two decisions.
+        warmup: seconds before the first one.
+        poisson: whether arrivals are random.
+    """
+
+    def __init__(self, default: TrafficTask, horizon: int, interval: int, warmup: int, poisson: bool = True) -> None:
+        self._default, self._grid = default, grid_of(default)
+        self._horizon, self._interval, self._warmup, self._poisson = horizon, interval, warmup, poisson
+        self._sim: GridSim | None = None
+        self._detectors: Detectors | None = None
+        self._weight = torch.ones(4, 1, dtype=torch.float64)
+        self._seen: np.ndarray = np.zeros((0, 0), dtype=np.float32)
+        self._elapsed = 0
+
+    @property
+    def simulator(self) -> GridSim:
+        """The grids of this episode."""
+        assert self._sim is not None, "reset comes first"
+        return self._sim
+
+    @property
+    def readings(self) -> Readings:
+        """What the detectors say now."""
+        assert self._detectors is not None, "reset comes first"
+        return self._detectors.read(self.simulator)
+
+    def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode on every grid; return observations (B, O)."""
+        values = table(tasks, self._default)
+        self._sim = GridSim(self._grid, conditions.conditions(values, self._grid), seeds, self._poisson)
+        self._detectors = conditions.detectors(values, self._grid, seeds)
+        self._weight = torch.tensor(values["weight"])
+        self._elapsed = 0
+        plan = _even(self._grid, len(seeds))
+        for _ in range(self._warmup):
+            self._sim.signals.request(plan(self._sim, Readings(self._sim.queues, self._sim.mixed)))
+            self._sim.tick()
+        self._seen = self._observed()
+        return self._seen.copy()
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Request phases, int64 (B, N), and let the time of a decision pass."""
+        count = len(self._seen)
+        over = np.full(count, self._elapsed + 1 >= self._horizon)
+        never, sim = np.zeros(count, dtype=bool), self.simulator
+        if self._elapsed >= self._horizon:
+            return Step(self._seen.copy(), np.zeros(count, dtype=np.float32), never, over)
+        sim.signals.request(self._phases(actions))
+        cost = torch.zeros(count, dtype=torch.float64)
+        for _ in range(self._interval):
+            sim.tick()
+            cost += self._present(sim)
+        self._elapsed += 1
+        self._seen = self._observed()
+        rewards = (cost / (-REWARD_SCALE * self._grid.intersections)).numpy().astype(np.float32)
+        return Step(self._seen.copy(), rewards, never, over)
+
+    def render(self, env: int, width: int, height: int) -> np.ndarray:
+        """Draw one grid, uint8 (height, width, 3)."""
+        return picture.image(self.simulator, env, width, height)
+
+    def _phases(self, actions: np.ndarray) -> Tensor:
+        signals = self.simulator.signals
+        phases = torch.tensor(actions.T).reshape(signals.phase.shape)
+        bad = (phases < 0) | (phases >= len(PHASES)) | ((phases != signals.phase) & ~signals.free)
+        if bool(bad.any()):
+            raise EnvFault("an illegal phase was chosen", np.flatnonzero(bad.flatten(0, 1).any(0).numpy()))
+        return phases
+
+    def _present(self, sim: GridSim) -> Tensor:
+        """Return vehicles in the system, (B,), those on approaches and at entries weighted by heading."""
+        if bool((self._weight == 1.0).all()):
+            return sim.vehicles
+        present = (sim.on_links + sim.origins).flatten(1, 2).sum(1)  # amounts are exact in any order
+        extra = (self._weight - 1.0) * present
+        return sim.vehicles + (extra[0] + extra[1] + extra[2] + extra[3])
+
+    def _observed(self) -> np.ndarray:
+        """Return what every intersection sees, then which of its phases are legal."""
+        numbers = observation(self.simulator, self.readings).flatten(1)
+        legal = self.simulator.signals.legal().flatten(1, 2).permute(2, 1, 0).flatten(1)
+        return torch.cat([numbers, legal.double()], 1).numpy().astype(np.float32)
+
+
+def _even(grid: Grid, count: int) -> FixedTime:
+    """Return a plan with the same time for every phase, at least a quarter of a minute."""
+    shape = (grid.rows, grid.columns, count)
+    each = float(max(15, grid.clearance + grid.min_green))
+    durations = torch.full((len(PHASES), *shape), each, dtype=torch.float64)
+    return FixedTime(durations, torch.zeros(shape, dtype=torch.float64))

@@ -1,0 +1,97 @@
+r"""How much there is to adapt: what each task's own best controller gains over the one that is best on the whole.
+
+A benchmark on which one rule is near the best everywhere cannot show that adapting pays. With $T_{km}$ the mean time of a trip
+under controller k in task m, $k^*$ the controller with the least mean over tasks and $k_m$ the least in task m,
+
+$$ \text{gain}_m = 1 - T_{k_m m} / T_{k^* m} $$
+
+Both are chosen on some seeds and judged on others, so that luck is no gain; a gain may then be negative. As controllers are
+few, this is a lower bound of what a policy that knows the task could gain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from metarl.envs.traffic.batch import TrafficBatch
+from metarl.envs.traffic.controllers import Actuated, Controller, FixedTime, LongestQueue, MaxPressure, SelfOrganizing
+from metarl.envs.traffic.network import PHASES, Grid
+from metarl.families import RLFamily, Tasks
+
+# What a max-pressure controller takes for the turning shares, which it cannot know.
+_USUAL = (0.15, 0.6, 0.25)
+
+
+def candidates(grid: Grid) -> dict[str, Controller]:
+    """Return controllers that any policy could be, for one or more grids: none knows the task."""
+    shape = (3, 4, grid.rows, grid.columns, 1)
+    shares = torch.tensor(_USUAL, dtype=torch.float64).reshape(3, 1, 1, 1, 1).expand(shape)
+    made: dict[str, Controller] = {
+        f"max-pressure stay={stay:g}": MaxPressure(shares, stay) for stay in (0, 2, 5, 10, 20)
+    }
+    made |= {f"longest queue stay={stay:g}": LongestQueue(stay) for stay in (0, 3, 10)}
+    made |= {f"actuated max_green={green:g}": Actuated(green) for green in (27, 47, 87)}
+    made |= {f"self-organizing many={many:g}": SelfOrganizing(many=many) for many in (6, 15)}
+    made |= {f"fixed {cycle} s": fixed(grid, cycle) for cycle in (60, 100)}
+    return made
+
+
+def fixed(grid: Grid, cycle: int) -> FixedTime:
+    """Return a plan that gives straight traffic twice the time of left turns, in whole tens of seconds."""
+    through = round(cycle / 30) * 10
+    times = (through, cycle // 2 - through, through, cycle - cycle // 2 - through)
+    durations = torch.tensor(times, dtype=torch.float64).reshape(len(PHASES), 1, 1, 1)
+    durations = durations.expand(len(PHASES), grid.rows, grid.columns, 1)
+    return FixedTime(durations, torch.zeros(grid.rows, grid.columns, 1, dtype=torch.float64))
+
+
+def mean_times(
+    family: RLFamily, tasks: Tasks, controllers: Mapping[str, Controller], seeds: Sequence[int]
+) -> np.ndarray:
+    """Return the mean time of a trip, unfinished ones included, s, (controllers, tasks, seeds).
+
+    Every controller meets the same arrivals and the same noise.
+    """
+    rows = tasks.repeat(len(seeds))
+    each = np.tile(np.array(seeds, dtype=np.uint32), len(tasks))
+    times = []
+    for controller in controllers.values():
+        env = family.batch(len(rows), 1)
+        if not isinstance(env, TrafficBatch):
+            raise TypeError(f"{type(family).__name__} is no family of traffic signals")
+        env.reset(rows, each)
+        for _ in range(family.spec.horizon):
+            phases = controller(env.simulator, env.readings)
+            env.step(phases.flatten(0, 1).T.numpy())
+        spent = env.simulator.time_spent / env.simulator.demanded.clamp(min=1.0)
+        times.append(spent.reshape(len(tasks), len(seeds)).numpy())
+    return np.stack(times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Headroom:
+    """What there is to gain.
+
+    Attributes:
+        common: number of the controller that is best on the whole.
+        own: numbers of the tasks' best controllers, (M,).
+        gains: of the tasks, (M,), on seeds that had no say.
+    """
+
+    common: int
+    own: np.ndarray
+    gains: np.ndarray
+
+
+def headroom(times: np.ndarray) -> Headroom:
+    """Compare mean times (controllers, tasks, seeds); the first half of the seeds chooses, the others judge."""
+    if times.shape[2] < 2:
+        raise ValueError("at least two seeds are needed: one chooses, the other judges")
+    half = times.shape[2] // 2
+    chosen, judged = times[..., :half].mean(2), times[..., half:].mean(2)
+    common, own = int(chosen.mean(1).argmin()), chosen.argmin(0)
+    return Headroom(common, own, 1.0 - judged[own, np.arange(len(own))] / judged[common])

@@ -1,0 +1,133 @@
+"""Traffic signals: what there is to adapt, and how fast the simulator is.
+
+    python -m experiments.traffic headroom env=traffic-grid tasks=32      best common against best own controllers
+    python -m experiments.traffic speed                                   decisions a second, one thread
+
+``save=true`` keeps the result under ``experiments/results/``. Measure speed on an idle machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metarl.run.arguments import parse
+from metarl.settings import SettingsError, nearest, setting
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+MEASURES = ("headroom", "speed")
+GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (1, 6))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What can be told."""
+
+    env: str = setting("traffic-grid", "family (headroom)")
+    tasks: int = setting(32, "validation tasks (headroom)", low=1)
+    seeds: int = setting(4, "episodes of each, half of which choose (headroom)", low=2)
+    rows: int = setting(2, "rows of intersections (headroom)", low=1)
+    columns: int = setting(2, "columns of intersections (headroom)", low=1)
+    horizon: int = setting(120, "decisions of an episode", low=1)
+    batch: int = setting(256, "grids that step together (speed)", low=1)
+    repeats: int = setting(3, "measurements of everything (speed)", low=1)
+    save: bool = setting(False, "write the result to experiments/results/")
+
+
+def main(argv: Sequence[str] | None = None, results: pathlib.Path = RESULTS) -> int:
+    """Measure, print, and save where asked; return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] not in MEASURES:
+            given = argv[0] if argv else ""
+            raise SettingsError(f"Say what to measure, not '{given}'. {nearest(given, MEASURES)}")
+        settings = Settings(**parse(argv[1:], Settings))
+        found = (headroom if argv[0] == "headroom" else speed)(settings)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if settings.save:
+        from metarl.run.provenance import provenance
+
+        name = f"{settings.env}_headroom" if argv[0] == "headroom" else "traffic_speed"
+        file = results / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["python", "-m", "experiments.traffic", *argv])
+        record = {"command": command, "settings": dataclasses.asdict(settings), **found, **provenance()}
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"saved: {file}")
+    return 0
+
+
+def headroom(settings: Settings) -> Mapping[str, Any]:
+    """Play all controllers on validation tasks."""
+    from metarl import families
+    from metarl.envs.traffic import headroom as rooms
+    from metarl.envs.traffic.network import Grid
+
+    sizes = {"rows": settings.rows, "columns": settings.columns, "horizon": settings.horizon}
+    family = families.make(settings.env, **sizes)
+    controllers = rooms.candidates(Grid(rows=settings.rows, columns=settings.columns))
+    tasks = family.sample_tasks(settings.tasks, "validation", 0)
+    try:
+        times = rooms.mean_times(family, tasks, controllers, range(settings.seeds))
+    except TypeError as error:
+        raise SettingsError(f"env={settings.env}: {error}") from error
+    found, names = rooms.headroom(times), list(controllers)
+    means = dict(zip(names, times.mean((1, 2)).tolist(), strict=True))
+    print(f"mean time of a trip, s, over {settings.tasks} tasks of {settings.env}")
+    for name, mean in sorted(means.items(), key=lambda item: item[1]):
+        print(f"{name:32} {mean:8.1f}")
+    gains = found.gains
+    print(f"best common: {names[found.common]}")
+    print(f"gain of a task's own best, on other seeds: mean {gains.mean():.1%}, largest {gains.max():.1%}")
+    return {
+        "mean_times": means,
+        "common": names[found.common],
+        "own": [names[k] for k in found.own],
+        "gains": gains.tolist(),
+        "tasks": tasks.to_json(),
+        "times": times.tolist(),
+    }
+
+
+def speed(settings: Settings) -> Mapping[str, Any]:
+    """Time episodes of several grids, with max-pressure in the place of a policy."""
+    import numpy as np
+    import torch
+
+    from metarl import families
+    from metarl.envs.traffic.headroom import candidates, mean_times
+    from metarl.envs.traffic.network import Grid
+
+    torch.set_num_threads(1)
+    rates: dict[str, list[float]] = {f"{rows}x{columns}": [] for rows, columns in GRIDS}
+    load = os.getloadavg()[0]
+    for turn in range(settings.repeats + 1):  # the first is not counted: it fills the caches
+        for rows, columns in GRIDS:
+            family = families.make("traffic-grid", rows=rows, columns=columns, horizon=settings.horizon, warmup=0)
+            tasks = family.sample_tasks(settings.batch, "train", 0)
+            some = dict(list(candidates(Grid(rows=rows, columns=columns)).items())[:1])
+            started = time.perf_counter()
+            mean_times(family, tasks, some, [0])
+            if turn:
+                seconds = time.perf_counter() - started
+                rates[f"{rows}x{columns}"].append(settings.batch * settings.horizon / seconds)
+    print(f"decisions of 10 s a second, one thread, {settings.batch} grids, load {load:.1f} before; median and range")
+    for name, some_rates in rates.items():
+        low, middle, high = min(some_rates), statistics.median(some_rates), max(some_rates)
+        nodes = int(np.prod([int(part) for part in name.split("x")]))
+        print(f"{name:8} {middle:10.0f} ({low:.0f} to {high:.0f}); {middle * nodes:.0f} of intersections")
+    return {"rates": rates, "load_at_start": load}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
