@@ -58,6 +58,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "halfcheetah-vel": Recipe(
         "Control step 0.05 s, horizon 200, targets U(0, 2) m/s, actions not scaled.",
+        seeds=3,
         readme=pathlib.Path("README.md"),
         parts=("velocity", "m/s", (0.0, 0.5, 1.0, 1.5, 2.0)),
     ),

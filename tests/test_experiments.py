@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import metarl
-from experiments import bandits, recording, references, tabular
+from experiments import algorithms as compared
+from experiments import bandits, memory, recording, references, tabular
 from metarl import evaluate, train
 from metarl.analysis.agent import Agent
 from metarl.analysis.curves import update_curve
@@ -172,3 +173,34 @@ def test_a_command_that_fails_ends_the_experiment_with_its_status(capfd):
     with pytest.raises(SystemExit, match="2"):
         recording.python("metarl.train", "env=nope")
     assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_memory_is_measured_in_processes_of_their_own(monkeypatch, capsys):
+    """The whole experiment in small: a child that prints something else than its numbers, a table that loses a row."""
+    monkeypatch.setattr(sys, "argv", ["x", "tiny=true"])
+    assert memory.main() == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "-adam |" in line]
+    assert [row.split()[1] for row in rows] == list(memory.ALGORITHMS)
+    assert all(row.count(" MiB, ") == 2 for row in rows)
+
+
+def test_algorithms_are_compared_after_updates_or_episodes(small, monkeypatch, capsys):
+    """From training to table: a policy with a memory is judged by the episodes of its trials, a peak of memory is kept."""
+    monkeypatch.setattr(sys, "argv", ["x", "tiny=true", "seeds=1", "only=[maml-trpo,rl2]"])
+    assert compared.main() == 0
+    shown = capsys.readouterr().out
+    rows = {
+        line.split()[1]: line.split("|")[2:-1] for line in shown.splitlines() if line.startswith(("| maml", "| rl2"))
+    }
+    assert rows.keys() == {"maml-trpo", "rl2"}
+    assert all("nan" not in cell for cells in rows.values() for cell in cells)
+    peak = small / "algorithms" / "navigation-2d" / "rl2-s0" / "memory.json"
+    assert json.loads(peak.read_text())["peak_mib"] > 50
+
+
+def test_budgets_are_spent_alike(monkeypatch):
+    """Five inner steps collect three times what one does, so that there are a third of the iterations."""
+    counts = {}
+    for name in ("maml-trpo", "reptile"):
+        counts[name] = int(compared._plan("navigation-2d", name, tiny=False)[-1].removeprefix("iterations="))
+    assert counts["maml-trpo"] == pytest.approx(3 * counts["reptile"], abs=2)

@@ -1,0 +1,227 @@
+"""All algorithms on one family at equal environment steps: scores after updates, seconds per iteration, peak memory.
+
+    python -m experiments.algorithms                         navigation-2d, three seeds each; resumes what is there
+    python -m experiments.algorithms env=sinusoid            those that are not for reinforcement learning alone
+    python -m experiments.algorithms only=[promp,maml-trpo]  some of them
+    python -m experiments.algorithms tiny=true               the same with a budget of seconds, elsewhere
+
+Every algorithm has its own recommended settings, the family's for the rest, and as many iterations as the budget of environment
+steps allows. Nothing is tuned on test tasks; adaptation takes training's step sizes. Runs are kept under ``runs/algorithms/ENV/``,
+results under ``experiments/results/algorithms/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import recording
+from metarl import algorithms
+from metarl.run.arguments import parse
+from metarl.settings import SettingsError, setting
+
+POINTS = (0, 1, 3)
+# environment steps (examples, for sinusoid), and settings of every run
+BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
+    "navigation-2d": (8_000_000, ("threads=1", "eval_every=0")),
+    "sinusoid": (2_000_000, ("threads=1", "eval_every=0")),
+    "halfcheetah-vel": (32_000_000, ("eval_every=0",)),
+}
+TINY = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[8]", "threads=1", "eval_every=0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What this experiment can be told."""
+
+    env: str = setting("navigation-2d", "the family", choices=tuple(BUDGETS))
+    only: tuple[str, ...] = setting((), "these algorithms alone; empty: all that the family can have")
+    seeds: int = setting(3, "of each algorithm", low=1)
+    tasks: int = setting(100, "held-out tasks", low=2)
+    tiny: bool = setting(False, "a budget of seconds, under runs/tiny, to see that everything works")
+    train: bool = setting(True, "false evaluates what is there")
+
+
+def main() -> int:
+    """Train, evaluate, write."""
+    try:
+        settings = Settings(**parse(sys.argv[1:], Settings))
+        chosen = settings.only or tuple(name for name in algorithms.names() if _fits(settings.env, name))
+        plans = {name: _plan(settings.env, name, settings.tiny) for name in chosen}
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    runs, _ = recording.folders(f"algorithms/{settings.env}", settings.tiny)
+    labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in chosen}
+    if settings.train:
+        for name in chosen:
+            for seed, label in enumerate(labels[name]):
+                _train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
+    there = set(recording.trained(runs, [label for each in labels.values() for label in each]))
+    from metarl.run.provenance import provenance
+
+    count = 4 if settings.tiny else settings.tasks
+    rows = {
+        name: _row([runs / label for label in each if label in there], count)
+        for name, each in labels.items()
+        if there & set(each)
+    }
+    result = {
+        "env": settings.env,
+        "tasks": count,
+        "budget": BUDGETS[settings.env][0],
+        "rows": rows,
+        "command": " ".join(["python -m experiments.algorithms", *sys.argv[1:]]),
+        "provenance": provenance(),
+    }
+    text = report(result)
+    print(text)
+    if not settings.tiny:
+        out = pathlib.Path("experiments/results/algorithms")
+        recording.write(out / f"{settings.env}.json", result)
+        draw(result, out / f"{settings.env}.png")
+        picture = f"![adaptation by algorithm]({(out / f'{settings.env}.png').relative_to(recording.README.parent)})"
+        recording.insert(recording.README, f"<!-- algorithms {settings.env} -->", f"{picture}\n\n{text}")
+    return 0
+
+
+def _fits(env: str, name: str) -> bool:
+    """Tell whether a family can be learned by an algorithm, by trying to build it."""
+    import metarl
+
+    try:
+        metarl.build(env, name)
+    except SettingsError:
+        return False
+    return True
+
+
+def _plan(env: str, name: str, tiny: bool) -> list[str]:
+    """Return the settings of a run whose iterations use up the budget, the last one begun included."""
+    import metarl
+
+    if tiny:
+        return [*(w for w in TINY if not (name == "rl2" and w.startswith("hidden"))), "iterations=1"]
+    learner = metarl.build(env, name)
+    domain, budget = learner.domain, BUDGETS[env][0]
+    sample = domain.collect(
+        {n: v.expand(2, *v.shape) for n, v in learner.init(0).meta.items()},
+        domain.sample_tasks(2, "train", (0,)),
+        (0, 0),
+        "query",
+    )
+    of_iteration = sample.env_steps // 2 * learner.meta_batch_size * (learner.inner_steps + 1)
+    return [*BUDGETS[env][1], f"iterations={max(1, -(-budget // of_iteration))}"]
+
+
+def _train(path: pathlib.Path, words: Sequence[str]) -> None:
+    """Train in a process of its own, and keep the peak of its resident memory beside the run."""
+    whole = ["metarl.train", *words, f"run_dir={path}", "resume=auto"]
+    print("$ python -m", *whole, flush=True)
+    child = subprocess.Popen([sys.executable, "-m", *whole])
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(child.returncode)
+    kept = path / "memory.json"
+    # a run that was there already only looks at itself, and takes less
+    before = json.loads(kept.read_text(encoding="utf-8"))["peak_mib"] if kept.exists() else 0.0
+    recording.write(kept, {"peak_mib": max(before, usage.ru_maxrss / 1024)})
+
+
+def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
+    """Evaluate the seeds of one algorithm on the same test tasks."""
+    from metarl.analysis.agent import load
+    from metarl.analysis.curves import interval, update_curve
+    from metarl.learner import TEST
+
+    values, seconds = [], []
+    for run in runs:
+        agent = load(run)
+        tasks = agent.learner.domain.sample_tasks(count, "test", (0, TEST))
+        if agent.config.algo == "rl2":  # after so many episodes of a trial, not updates
+            params = {n: v.expand(count, *v.shape) for n, v in agent.meta.items()}
+            course = agent.learner.domain.collect(params, tasks, (0, TEST, 1, 0), "query").course
+            assert course is not None
+            scores = course.mean(0).double().numpy()
+        else:
+            scores = update_curve(agent.learner, agent.meta, tasks, (0, TEST, 1), max(POINTS)).values.mean(1)
+        values.append([float(scores[k]) if k < len(scores) else float("nan") for k in POINTS])
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        seconds.append(float(np.median([row["seconds_iteration"] for row in rows])))
+    table = np.array(values).T  # (points, seeds)
+    facts = recording.facts(runs[0])
+    peaks = [json.loads((run / "memory.json").read_text(encoding="utf-8"))["peak_mib"] for run in runs]
+    return {
+        "mean": table.mean(1).tolist(),
+        "ci95_over_seeds": interval(table).tolist(),
+        "each_seed": table.T.tolist(),
+        "seconds_per_iteration": float(np.median(seconds)),
+        "peak_mib": max(peaks),
+        "iterations": facts["iterations"],
+        "env_steps": facts["env_steps"],
+        "command": facts["command"],
+        "commits": sorted({commit for run in runs for commit in recording.facts(run)["commits"]}),
+        "metric": agent.learner.domain.metric,
+        "higher_is_better": agent.learner.domain.higher_is_better,
+    }
+
+
+def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw the score after three updates of every algorithm, best first, with those before and after one."""
+    from matplotlib.figure import Figure
+
+    rows = result["rows"]
+    sign = 1 if next(iter(rows.values()))["higher_is_better"] else -1
+    order = sorted(rows, key=lambda name: -sign * rows[name]["mean"][-1])
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    for at, k in enumerate(POINTS):
+        means = np.array([rows[name]["mean"][at] for name in order])
+        ends = np.array([rows[name]["ci95_over_seeds"][at] for name in order])
+        errors = np.abs(ends - means[:, None]).T
+        axes.errorbar(means, np.arange(len(order)) + 0.18 * (at - 1), xerr=errors, fmt="o", ms=4, label=f"after {k}")
+    axes.set_yticks(range(len(order)), order)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{next(iter(rows.values()))['metric']} on {result['tasks']} test tasks of {result['env']}")
+    axes.legend(title="updates (rl2: episodes)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Return the table in Markdown."""
+    rows = result["rows"]
+    first = next(iter(rows.values()))
+    seeds = max(len(row["each_seed"]) for row in rows.values())
+    lines = [
+        f"`{result['env']}`, {first['metric']} on {result['tasks']} test tasks after {', '.join(map(str, POINTS))} updates (rl2:"
+        f" episodes) with training's step sizes: mean over {seeds} seeds and its 95 % interval;"
+        f" {result['budget'] / 1e6:g} M environment steps each, median seconds per iteration, peak resident memory.",
+        "",
+        f"| algorithm | {' | '.join(f'after {k}' for k in POINTS)} | iterations | s/iteration | MiB |",
+        "| --- |" + " --- |" * (len(POINTS) + 3),
+    ]
+    for name, row in sorted(rows.items()):
+        cells = recording.intervals({"mean": row["mean"], "ci95": row["ci95_over_seeds"]}, 2)
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {row['iterations']} | {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"
+        )
+    commits = sorted({commit for row in rows.values() for commit in row["commits"]})
+    origin = result["provenance"]
+    lines += ["", f"`{result['command']}`, which prints the command of every run; commits {', '.join(commits)}."]
+    return "\n".join(
+        [*lines, f"Hardware: {origin['cpu']}, {origin['cores']} cores. Versions: {origin['versions']}.", ""]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
