@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from metarl.families import Choices, EnvBatch, Judging, RLFamily, Step, Tasks
+from metarl.families import Choices, EnvBatch, EnvFault, Judging, RLFamily, Step, Tasks
 
 
 @runtime_checkable
@@ -49,13 +49,21 @@ class _Cohort:
     observations: np.ndarray
 
     def step(self, actions: np.ndarray, choices: Choices | None) -> Step:
-        """Apply the actions of all B simulations; who has left gets any, but a legal one."""
+        """Apply the actions of all B simulations; who has left gets any, but a legal one.
+
+        Raises:
+            EnvFault: the batch's own, which names its simulations as they are called among all B.
+        """
         own, left = actions[self.rows], self.rows < 0
         if choices is not None and choices.masked and left.any():
             masks = self.observations[left, -sum(choices.counts) :]
             parts = np.split(masks, np.cumsum(choices.counts)[:-1], axis=1)
             own[left] = np.stack([part.argmax(axis=1) for part in parts], axis=1)
-        step = self.batch.step(own)
+        try:
+            step = self.batch.step(own)
+        except EnvFault as fault:
+            named = self.rows[np.asarray(fault.envs, dtype=np.int64)]
+            raise EnvFault(fault.reason, named[named >= 0]) from fault
         self.observations = step[0]
         return step
 

@@ -74,7 +74,7 @@ def _main(argv: list[str]) -> int:
     for name, config in zip(runs, configs, strict=True):
         _refuse_other_problem(configs[0], config, name)
     if all(_remembers(config) for config in configs):
-        _refuse_updates(settings)
+        _refuse_updates(given)
     import torch
 
     torch.set_num_threads(1)
@@ -148,9 +148,9 @@ def _remembers(config: RunConfig) -> bool:
     return bool(config.algo_settings.get("memory_size"))
 
 
-def _refuse_updates(settings: EvaluateSettings) -> None:
-    """Refuse what belongs to inner updates, where no run has any."""
-    wrong = [name for name in ("inner_lr", "tune") if getattr(settings, name)]
+def _refuse_updates(given: Mapping[str, Any]) -> None:
+    """Refuse what belongs to inner updates and was given, where no run has any."""
+    wrong = [name for name in ("inner_lr", "tune", "steps") if given.get(name)]
     if wrong:
         raise SettingsError(
             f"{wrong[0]}= has no effect here: a run of algo=rl2 learns by memory and has no inner updates"

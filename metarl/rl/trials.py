@@ -1,14 +1,6 @@
-r"""Trials: several episodes of one task as one, for policies that learn a task by remembering what they have seen of it.
+"""Trials: several episodes of one task as one, for policies that learn a task by remembering what they have seen of it.
 
-RL² is ordinary reinforcement learning on these. With a network that remembers, it maximises the return of whole trials,
-$$ \max_\theta \; \mathbb E_{\text{task}} \, \mathbb E_{\pi_\theta} \sum_{t<T} \gamma^t r_t, \qquad
-   a_t \sim \pi_\theta(\cdot \mid s_0, a_0, r_0, d_0, \ldots, s_t), $$
-the first episodes included, so that it learns what to try as well as what to make of it; advantages reach over the ends of
-episodes. It is the black-box reference of the rules that adapt by gradients: often the better one within the few episodes that
-it was trained to remember, while these go on learning, and on tasks unlike those of training, which a memory never met.
-
-Differs from Duan et al.: clipped epochs (PPO) instead of TRPO; instead of a second network for the values, a linear baseline on
-the memory that also knows which trials are of one task; no normalised weights, and update gates that start with all time scales.
+RL² is ordinary reinforcement learning on these (``python -m metarl.algorithms rl2``).
 
 Shapes: M tasks, E trials of each, K episodes of a trial, T steps of a trial, B simulations, O observation, A action.
 """

@@ -89,6 +89,7 @@ def test_beside_a_run_with_updates_the_axis_is_rollouts(runs, evaluated):
     [
         (("tune=true",), "tune= has no effect here: a run of algo=rl2 learns by memory"),
         (("inner_lr=0.1",), "inner_lr= has no effect here: a run of algo=rl2 learns by memory"),
+        (("steps=2",), "steps= has no effect here: a run of algo=rl2 learns by memory"),
         (("video=true",), "video=true shows one run before and after inner updates; a run of algo=rl2 has none"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from metarl import families
+from metarl.cohorts import Cohorts
 from metarl.core import Workers
 from metarl.core.params import expand
 from metarl.families import FamilyError, Tasks
@@ -154,6 +155,35 @@ def test_a_family_that_fails_is_named_and_not_its_trial(point_mass):
         domain = _domain(point_mass(fault=fault))
         with pytest.raises(FamilyError, match=f"Family PointMass failed at step {fault[1] - 1}.*{reason}"):
             domain.collect(_params(domain, 2), domain.sample_tasks(2, "train", 0), (0,), "query")
+
+
+def test_a_fault_names_the_simulation_that_has_it():
+    """Simulation 2 of 3 started anew in a batch of its own, whose first it is: not simulation 0 of another task."""
+
+    class Breaking:
+        spec = families.RLSpec((families.TaskParameter("p", 0, 1, ""),), 1, 1, -1.0, 1.0, 5, 0.0)
+
+        def __init__(self, count=0):
+            self.count = count
+
+        def batch(self, num_envs, threads):
+            return Breaking(num_envs)
+
+        def reset(self, tasks, seeds):
+            return np.zeros((self.count, 1), np.float32)
+
+        def step(self, actions):
+            if self.count == 1:
+                raise families.EnvFault("broken", np.array([0]))
+            flags = np.zeros(self.count, dtype=bool)
+            return families.Step(self.reset(None, None), np.zeros(self.count, np.float32), flags, flags)
+
+    simulations, tasks = Cohorts(Breaking(), 1), Tasks(("p",), np.zeros((3, 1)))
+    simulations.reset(np.arange(3), tasks, np.arange(3, dtype=np.uint32))
+    simulations.reset(np.array([2]), tasks.rows([2]), np.array([9], np.uint32))
+    with pytest.raises(families.EnvFault, match="broken") as raised:
+        simulations.step(np.zeros((3, 1), np.float32))
+    assert raised.value.envs.tolist() == [2]
 
 
 def test_a_trial_has_an_episode():
