@@ -286,7 +286,7 @@ def test_other_yaml_is_refused(text: str) -> None:
             ["algo=reptile"],
             [
                 "algo",
-                *("algo.rate", "algo.depth", "algo.adapt", "algo.lr"),
+                *("algo.rate", "algo.depth", "algo.adapt", "algo.lr", "algo.decay_steps"),
                 *("run.inner_steps", "run.gamma", "run.eval_steps"),
             ],
         ),
