@@ -66,6 +66,11 @@ RECIPES: Mapping[str, Recipe] = {
         "Control step 0.05 s, horizon 200, actions not scaled. There are two tasks only, so that nothing is held out, and"
         " intervals over tasks say little.",
     ),
+    "ant-dir": Recipe(
+        "Control step 0.05 s, horizon 200, 20 tasks x 10 episodes, no contact forces, actions not scaled. There are two tasks"
+        " only, so that nothing is held out, and intervals over tasks say little.",
+        ("init_std=0.3", "normalize_observations=true", "gae_lambda=0.95", "algo.max_kl=0.02", "iterations=120"),
+    ),
     "navigation-2d": Recipe(
         "Horizon 100, goals uniform on [-0.5, 0.5]^2 m, steps of at most 0.1 m in x and in y.",
         ("threads=1",),
