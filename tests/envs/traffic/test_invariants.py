@@ -35,6 +35,8 @@ def test_no_vehicle_appears_or_vanishes_and_no_bound_is_broken(rows, columns, sc
         assert torch.equal(sim.demanded, sum(everywhere) + sim.on_exits + sim.exited)
         assert torch.equal(after["on_links"], after["in_transit"] + after["mixed"] + after["queues"].sum(0))
         assert all((value >= 0).all() for value in after.values())
+        amounts = [after[name] for name in ("mixed", "queues", "origins", "entered", "left")]
+        assert all(((value * 2**30) % 1 == 0).all() for value in amounts)  # or sums would depend on their order
         assert (after["on_links"] <= grid.storage).all()
         assert (after["queues"][0] <= grid.pocket_storage).all()
         assert (after["queues"][1] + after["queues"][2] <= grid.pocket_storage * grid.lanes).all()
