@@ -107,7 +107,7 @@ def test_adapting_is_gradient_steps_by_hand(maml, by_hand):
         domain = dataclasses.replace(maml.learner.domain, episodes=episodes)
         rollouts, _ = domain.rollout(params, tasks, (4, 2, step))
         assert float(rollouts.rewards.sum(1).mean()) == pytest.approx(curve.values[step, 0], rel=1e-5)
-        params = by_hand(domain, params, domain.judge(rollouts), 0.05)
+        params = by_hand(domain, params, domain.judge(rollouts), 0.1)
     for name, value in params.items():
         torch.testing.assert_close(policy.params[name], value, rtol=1e-4, atol=1e-5)
     # the last score is that of as many fresh rollouts as in training, however few made the last update
