@@ -26,6 +26,7 @@ import numpy as np
 from experiments import recording
 from metarl import algorithms
 from metarl.run.arguments import parse
+from metarl.run.command import guarded
 from metarl.settings import SettingsError, setting
 
 POINTS = (0, 1, 3)
@@ -52,13 +53,12 @@ class Settings:
 
 def main() -> int:
     """Train, evaluate, write."""
-    try:
-        settings = Settings(**parse(sys.argv[1:], Settings))
-        chosen = settings.only or tuple(name for name in algorithms.names() if _fits(settings.env, name))
-        plans = {name: _plan(settings.env, name, settings.tiny) for name in chosen}
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _main(Settings(**parse(sys.argv[1:], Settings))))
+
+
+def _main(settings: Settings) -> int:
+    chosen = settings.only or tuple(name for name in algorithms.names() if _fits(settings.env, name))
+    plans = {name: _plan(settings.env, name, settings.tiny) for name in chosen}
     runs, _ = recording.folders(f"algorithms/{settings.env}", settings.tiny)
     labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in chosen}
     if settings.train:
@@ -107,13 +107,14 @@ def _fits(env: str, name: str) -> bool:
 def _plan(env: str, name: str, tiny: bool) -> list[str]:
     """Return the settings of a run whose iterations use up the budget, the last one begun included."""
     import metarl
+    from metarl.core.params import expand
 
     if tiny:
-        return [*(w for w in TINY if not (name == "rl2" and w.startswith("hidden"))), "iterations=1"]
+        return [*TINY, "iterations=1"]
     learner = metarl.build(env, name)
     domain, budget = learner.domain, BUDGETS[env][0]
     sample = domain.collect(
-        {n: v.expand(2, *v.shape) for n, v in learner.init(0).meta.items()},
+        expand(learner.init(0).meta, 2),
         domain.sample_tasks(2, "train", (0,)),
         (0, 0),
         "query",
@@ -140,21 +141,20 @@ def _train(path: pathlib.Path, words: Sequence[str]) -> None:
 def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
     """Evaluate the seeds of one algorithm on the same test tasks."""
     from metarl.analysis.agent import load
-    from metarl.analysis.curves import interval, update_curve
+    from metarl.analysis.curves import interval, trial_curve, update_curve
     from metarl.learner import TEST
 
     values, seconds = [], []
     for run in runs:
         agent = load(run)
         tasks = agent.learner.domain.sample_tasks(count, "test", (0, TEST))
-        if agent.config.algo == "rl2":  # after so many episodes of a trial, not updates
-            params = {n: v.expand(count, *v.shape) for n, v in agent.meta.items()}
-            course = agent.learner.domain.collect(params, tasks, (0, TEST, 1, 0), "query").course
-            assert course is not None
-            scores = course.mean(0).double().numpy()
+        seed = (0, TEST, 1)
+        if agent.learner.domain.remembers:
+            curve = trial_curve(agent.learner, agent.meta, tasks, seed, POINTS)
+            values.append(curve.mean.tolist())
         else:
-            scores = update_curve(agent.learner, agent.meta, tasks, (0, TEST, 1), max(POINTS)).values.mean(1)
-        values.append([float(scores[k]) if k < len(scores) else float("nan") for k in POINTS])
+            curve = update_curve(agent.learner, agent.meta, tasks, seed, max(POINTS))
+            values.append(curve.mean[list(POINTS)].tolist())
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         seconds.append(float(np.median([row["seconds_iteration"] for row in rows])))
     table = np.array(values).T  # (points, seeds)

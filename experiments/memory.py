@@ -20,7 +20,8 @@ from typing import Any
 
 from experiments import recording
 from metarl.run.arguments import parse
-from metarl.settings import SettingsError, setting
+from metarl.run.command import guarded
+from metarl.settings import setting
 
 MARK = "<!-- memory -->"
 ALGORITHMS = ("maml-adam", "fomaml-adam", "imaml-adam")
@@ -40,11 +41,10 @@ class Settings:
 
 def main() -> int:
     """Measure one case, or all and write."""
-    try:
-        settings = Settings(**parse(sys.argv[1:], Settings))
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _main(Settings(**parse(sys.argv[1:], Settings))))
+
+
+def _main(settings: Settings) -> int:
     if settings.algo:
         print(json.dumps(measure(settings.algo, settings.steps, settings.tiny)))
         return 0

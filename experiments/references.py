@@ -22,7 +22,8 @@ import numpy as np
 
 from experiments import recording
 from metarl.run.arguments import parse
-from metarl.settings import SettingsError, setting
+from metarl.run.command import guarded
+from metarl.settings import setting
 
 MEMBERS: Mapping[str, Sequence[str]] = {
     "maml": (),
@@ -99,11 +100,10 @@ class Settings:
 
 def main() -> int:
     """Train, evaluate, summarise."""
-    try:
-        settings = Settings(**parse(sys.argv[1:], Settings))
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _main(Settings(**parse(sys.argv[1:], Settings))))
+
+
+def _main(settings: Settings) -> int:
     env, recipe = settings.env, RECIPES[settings.env]
     runs, results = recording.folders(env, settings.tiny)
     tasks, budget = (4, TINY) if settings.tiny else (recipe.tasks, tuple(recipe.words))

@@ -20,7 +20,8 @@ import numpy as np
 
 from experiments import recording
 from metarl.run.arguments import parse
-from metarl.settings import SettingsError, setting
+from metarl.run.command import guarded
+from metarl.settings import setting
 
 ENV = "tabular-mdp"
 MARK = f"<!-- {ENV} -->"
@@ -38,11 +39,10 @@ class Settings:
 
 def main() -> int:
     """Train, evaluate, summarise."""
-    try:
-        settings = Settings(**parse(sys.argv[1:], Settings))
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _main(Settings(**parse(sys.argv[1:], Settings))))
+
+
+def _main(settings: Settings) -> int:
     runs, results = recording.folders(ENV, settings.tiny)
     tasks, budget = settings.tasks, list[str]()
     if settings.tiny:

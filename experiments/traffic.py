@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import shlex
@@ -19,7 +18,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments import recording
 from metarl.run.arguments import parse
+from metarl.run.command import guarded
 from metarl.settings import SettingsError, nearest, setting
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -44,25 +45,24 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None, results: pathlib.Path = RESULTS) -> int:
     """Measure, print, and save where asked; return the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not argv or argv[0] not in MEASURES:
-            given = argv[0] if argv else ""
-            raise SettingsError(f"Say what to measure, not '{given}'. {nearest(given, MEASURES)}")
-        settings = Settings(**parse(argv[1:], Settings))
-        found = (headroom if argv[0] == "headroom" else speed)(settings)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(words, results))
+
+
+def _main(argv: Sequence[str], results: pathlib.Path) -> int:
+    if not argv or argv[0] not in MEASURES:
+        given = argv[0] if argv else ""
+        raise SettingsError(f"Say what to measure, not '{given}'. {nearest(given, MEASURES)}")
+    settings = Settings(**parse(argv[1:], Settings))
+    found = (headroom if argv[0] == "headroom" else speed)(settings)
     if settings.save:
         from metarl.run.provenance import provenance
 
         name = f"{settings.env}_headroom" if argv[0] == "headroom" else "traffic_speed"
         file = results / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["python", "-m", "experiments.traffic", *argv])
         record = {"command": command, "settings": dataclasses.asdict(settings), **found, **provenance()}
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        recording.write(file, record)
         print(f"saved: {file}")
     return 0
 

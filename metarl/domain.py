@@ -69,6 +69,11 @@ class Domain(Protocol):
         ...
 
     @property
+    def remembers(self) -> bool:
+        """Whether a task is learned by remembering it, from whole sequences, instead of by inner updates."""
+        ...
+
+    @property
     def workers(self) -> Workers:
         """Threads and device."""
         ...

@@ -20,7 +20,6 @@ from metarl.core.params import Params, detach, expand, rows, stack_rows
 from metarl.core.update import State
 from metarl.domain import Domain, Sample, Seed, Statistics
 from metarl.families import Tasks
-from metarl.rl.domain import RLDomain
 from metarl.settings import SettingsError
 
 # First word of a seed after the user's: streams that must never meet.
@@ -110,7 +109,7 @@ class MetaLearner:
                 f"exploration={self.exploration:g} needs actions whose choice it can reward, and this family has none; leave"
                 " it out"
             )
-        if isinstance(self.inner, Unchanged) or (isinstance(self.domain, RLDomain) and self.domain.memory is not None):
+        if isinstance(self.inner, Unchanged) or self.domain.remembers:
             self._refuse_with_memory()
         elif self.inner_steps == 0:
             self._refuse_never_adapting()

@@ -53,7 +53,7 @@ class HalfCheetahVel:
         # on validation tasks after 75 iterations as far as raw observations and a deviation of 1 after 300
         "normalize_observations": True,
         "init_std": 0.3,
-        # an action's effect on the speed is over in half a second; with 1 and 0.1 three times as many iterations
+        # advantages look some 0.8 s ahead instead of 5; with 1 and 0.1 seed 0 needed 300 iterations for 75
         "gae_lambda": 0.95,
         "inner_lr": 0.05,
     }

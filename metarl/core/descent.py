@@ -158,9 +158,8 @@ class ProMP:
             if not math.isfinite(now.loss) or not is_finite(gradient):
                 return skip(meta, state, first, clock)
             moved, own = self.adam.moved(moved, gradient, own)
-        clock.lap("seconds_meta_gradient")
         after = objective.value(moved)
-        clock.lap("seconds_line_search")
+        clock.lap("seconds_meta_gradient")
         assert first is not None
         if not math.isfinite(after.loss) or not is_finite(moved):
             return skip(meta, state, first, clock)

@@ -68,6 +68,11 @@ class ShotDomain:
         """Mean loss over a task's examples, (M,)."""
         return self.query.loss(params, support)
 
+    @property
+    def remembers(self) -> bool:
+        """A network of shots has no memory."""
+        return False
+
     def exploration(self, coefficient: float) -> Path | None:
         """Nobody acts."""
         del coefficient

@@ -127,6 +127,11 @@ class RLDomain:
         return net if isinstance(net, Recurrent) else None
 
     @property
+    def remembers(self) -> bool:
+        """Whether its policy has a memory."""
+        return self.memory is not None
+
+    @property
     def metric(self) -> str:
         """Undiscounted return of an episode."""
         return "return"
@@ -259,14 +264,16 @@ class RLDomain:
         ).flatten(1, 2)
         weights = rollouts.mask.flatten(1, 2)
         weights = weights / weights.sum(1, keepdim=True)
+        alike = (-1, advantages.shape[1]) if memory is None else (1, -1)
+        mean, std = returns.moments(advantages.view(alike), weights.view(alike))
         return Batch(
             observations=seen.flatten(1, 2),
             actions=rollouts.actions.flatten(1, 2),
-            advantages=_normalised(advantages, weights, together=memory is not None),
+            advantages=returns.normalise(advantages, mean, std),
             weights=weights,
             log_probs=log_probs,
             behaviour=behaviour,
-            credit=returns.credit(targets, rollouts.mask, advantages, weights),
+            credit=returns.credit(targets, rollouts.mask, std),
             horizon=horizon if self._loss.ordered else None,
         )
 
@@ -357,13 +364,6 @@ class RLDomain:
         final = to_device(simulations.final, device).view(count, episodes, -1)
         out.final_observations[cut] = self.told(final, tasks)
         return simulations
-
-
-def _normalised(advantages: Tensor, weights: Tensor, together: bool) -> Tensor:
-    """Normalise advantages (M, N) task by task, or those of all tasks together."""
-    if not together:
-        return returns.normalise(advantages, weights)
-    return returns.normalise(advantages.view(1, -1), weights.view(1, -1)).view_as(advantages)
 
 
 def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:

@@ -54,14 +54,13 @@ def advantages(
     return result
 
 
-def normalise(values: Tensor, weights: Tensor) -> Tensor:
-    """Shift and scale each task's values (M, N) to mean 0 and standard deviation 1 under weights (M, N) that sum to 1."""
-    mean, std = _moments(values, weights)
+def normalise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Shift and scale values (M, N) to mean 0 and standard deviation 1, given both as they are (:func:`moments`)."""
     # 1e-8: a task whose episodes are all equal has nothing to prefer; its advantages become 0, not infinite
     return ((values.double() - mean) / (std + 1e-8)).to(values.dtype)
 
 
-def credit(targets: Tensor, mask: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+def credit(targets: Tensor, mask: Tensor, std: Tensor) -> Tensor:
     """How much better than those of the other tasks each task's episodes were, in the unit of a normalised loss, (M,).
 
     The mean discounted return less the mean of the other tasks' (so that no task's own luck is in what it is compared
@@ -70,20 +69,18 @@ def credit(targets: Tensor, mask: Tensor, advantages: Tensor, weights: Tensor) -
     Args:
         targets: discounted returns (M, T, E).
         mask: (M, T, E).
-        advantages: (M, T*E), not yet normalised.
-        weights: (M, T*E) that sum to 1.
+        std: of the advantages before they are normalised, (M, 1).
     """
     if len(targets) == 1:
         return torch.zeros_like(targets[:, 0, 0])
     earned = targets[:, 0].double().mean(1)
     others = (earned.sum() - earned) / (len(earned) - 1)
-    _, std = _moments(advantages, weights)
     length = mask.double().sum((1, 2)) / mask.shape[2]
     return ((earned - others) / ((std.squeeze(1) + 1e-8) * length)).to(targets.dtype)
 
 
-def _moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each task's mean and standard deviation under the weights, float64 (M, 1)."""
+def moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each task's values (M, N) under weights (M, N), both float64 (M, 1)."""
     # In float64, so that the rounding of a large mean is not taken for a difference and blown up to 1.
     values_d, weights_d = values.double(), weights.double()
     total = weights_d.sum(1, keepdim=True)
