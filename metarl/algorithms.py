@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metarl.core.inner import InnerRule, TaskLoss
     from metarl.core.outer import OuterRule
 
+_OUTER = re.compile("-(trpo|adam|sgd)$")
 _MAML = "Finn, Abbeel and Levine (2017), arXiv:1703.03400"
 
 
@@ -344,6 +345,16 @@ def names() -> list[str]:
     return sorted(ALGORITHMS)
 
 
+def variant(name: str, like: str) -> str:
+    """Return the variant of a method that has another algorithm's outer rule: of ``imaml`` like ``maml-adam``, ``imaml-adam``.
+
+    Any other name, known or not, is returned as it is.
+    """
+    rule = _OUTER.search(like)
+    full = name + rule.group() if rule and name not in ALGORITHMS else name
+    return full if full in ALGORITHMS else name
+
+
 def lookup(name: str) -> type:
     """Return the settings class of an algorithm.
 
@@ -364,13 +375,15 @@ def make(name: str, **settings: Any) -> Algorithm:
 def page(name: str) -> str:
     """Return the page of an algorithm, in Markdown: equation, reference, what differs from its authors' code, when to use it.
 
-    The variants of one method, ``maml-trpo`` and ``maml-adam`` say, share a page.
+    The variants of one method, ``maml-trpo`` and ``maml-adam`` say, share a page, which has the name ``maml``, too.
 
     Raises:
         SettingsError: for an unknown name, with the nearest one.
     """
-    lookup(name)
-    method = re.sub("-(trpo|adam|sgd)$", "", name)
+    methods = {_OUTER.sub("", other) for other in names()}
+    if name not in methods:
+        lookup(name)
+    method = _OUTER.sub("", name)
     return (importlib.resources.files("metarl") / "pages" / f"{method}.md").read_text(encoding="utf-8")
 
 
@@ -386,7 +399,8 @@ def main(argv: Sequence[str]) -> int:
     for name in names():
         schema: Any = lookup(name)
         print(f"{name:14} {schema.__doc__} {schema.paper}")
-    print("\npython -m metarl.algorithms NAME prints a page: equation, reference, differences, when to use it.")
+    print("\nWithout -trpo or -adam a name means that with the rule which the family is usually trained with.")
+    print("python -m metarl.algorithms NAME prints a page: equation, reference, differences, when to use it.")
     return 0
 
 
