@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments import recording
+from experiments import peak, recording
 from metarl import algorithms
 from metarl.run.arguments import parse
 from metarl.run.command import guarded
@@ -37,6 +35,8 @@ BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
     "sinusoid": (2_000_000, ("threads=1", "eval_every=0")),
     "halfcheetah-vel": (32_000_000, ("eval_every=0",)),
 }
+# what is written beside a run when its training has ended, and not before
+_PEAK = "memory.json"
 TINY = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[8]", "threads=1", "eval_every=0")
 
 
@@ -66,7 +66,7 @@ def _main(settings: Settings) -> int:
         for name in chosen:
             for seed, label in enumerate(labels[name]):
                 _train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
-    there = set(recording.trained(runs, [label for each in labels.values() for label in each]))
+    there = finished(runs, recording.trained(runs, [label for each in labels.values() for label in each]))
     from metarl.run.provenance import provenance
 
     count = 4 if settings.tiny else settings.tasks
@@ -92,6 +92,18 @@ def _main(settings: Settings) -> int:
         picture = f"![adaptation by algorithm]({(out / f'{settings.env}.png').relative_to(recording.README.parent)})"
         recording.insert(recording.README, f"<!-- algorithms {settings.env} -->", f"{picture}\n\n{text}")
     return 0
+
+
+def finished(runs: pathlib.Path, labels: Sequence[str]) -> set[str]:
+    """Return the runs that have used up their budget.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    there = {label for label in labels if (runs / label / _PEAK).exists()}
+    if not there:
+        raise SettingsError(f"no run under {runs} has come to its end; leave train=false out")
+    return there
 
 
 def _fits(env: str, name: str) -> bool:
@@ -130,15 +142,13 @@ def _train(path: pathlib.Path, words: Sequence[str]) -> None:
     """Train in a process of its own, and keep the peak of its resident memory beside the run."""
     whole = ["metarl.train", *words, f"run_dir={path}", "resume=auto"]
     print("$ python -m", *whole, flush=True)
-    child = subprocess.Popen([sys.executable, "-m", *whole])
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(child.returncode)
-    kept = path / "memory.json"
+    status, mib = peak.run([sys.executable, "-m", *whole])
+    if status:
+        sys.exit(status)
+    kept = path / _PEAK
     # a run that was there already only looks at itself, and takes less
     before = json.loads(kept.read_text(encoding="utf-8"))["peak_mib"] if kept.exists() else 0.0
-    recording.write(kept, {"peak_mib": max(before, usage.ru_maxrss / 1024)})
+    recording.write(kept, {"peak_mib": max(before, mib)})
 
 
 def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
@@ -162,7 +172,7 @@ def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
         seconds.append(float(np.median([row["seconds_iteration"] for row in rows])))
     table = np.array(values).T  # (points, seeds)
     facts = recording.facts(runs[0])
-    peaks = [json.loads((run / "memory.json").read_text(encoding="utf-8"))["peak_mib"] for run in runs]
+    peaks = [json.loads((run / _PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
     return {
         "mean": table.mean(1).tolist(),
         "ci95_over_seeds": interval(table).tolist(),
@@ -215,8 +225,9 @@ def report(result: Mapping[str, Any]) -> str:
     ]
     for name, row in sorted(rows.items()):
         cells = recording.intervals({"mean": row["mean"], "ci95": row["ci95_over_seeds"]}, 2)
+        own = len(row["each_seed"])
         lines.append(
-            f"| {name} | {' | '.join(cells)} | {row['iterations']} | {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"
+            f"| {name}{f' (seeds: {own})' * (own < seeds)} | {' | '.join(cells)} | {row['iterations']} | {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"
         )
     commits = sorted({commit for row in rows.values() for commit in row["commits"]})
     origin = result["provenance"]

@@ -12,11 +12,12 @@ import torch
 
 import metarl
 from experiments import algorithms as compared
-from experiments import bandits, memory, recording, references, tabular
+from experiments import bandits, memory, peak, recording, references, tabular
 from metarl import evaluate, train
 from metarl.analysis.agent import Agent
 from metarl.analysis.curves import update_curve
 from metarl.families import Tasks
+from metarl.settings import SettingsError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -194,8 +195,39 @@ def test_algorithms_are_compared_after_updates_or_episodes(small, monkeypatch, c
     }
     assert rows.keys() == {"maml-trpo", "rl2"}
     assert all("nan" not in cell for cells in rows.values() for cell in cells)
-    peak = small / "algorithms" / "navigation-2d" / "rl2-s0" / "memory.json"
-    assert json.loads(peak.read_text())["peak_mib"] > 50
+    kept = small / "algorithms" / "navigation-2d" / "rl2-s0" / "memory.json"
+    assert json.loads(kept.read_text())["peak_mib"] > 50
+
+
+def test_the_peak_is_the_commands_own():
+    """A child's peak as the kernel counts it is at least its parent's: small algorithms would all show the experiment itself."""
+    held = np.ones(20_000_000)  # 153 MiB
+    status, small = peak.run([sys.executable, "-c", "raise SystemExit(3)"])
+    _, large = peak.run([sys.executable, "-c", f"b = bytearray({held.nbytes}); b[::4096] = b[::4096]"])
+    assert status == 3
+    assert small < 60
+    assert 140 < large < 250
+
+
+def test_unfinished_runs_are_in_no_table(tmp_path):
+    """A run that was stopped has checkpoints, too; the table says that all have used up the same budget."""
+    for name in ("whole", "half"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="has come to its end"):
+        compared.finished(tmp_path, ["whole", "half"])
+    (tmp_path / "whole" / "memory.json").write_text("{}")
+    assert compared.finished(tmp_path, ["whole", "half"]) == {"whole"}
+
+
+def test_a_row_of_fewer_seeds_says_so():
+    """Beside others whose mean is over more of them."""
+    row = {"mean": [1.0] * 3, "ci95_over_seeds": [[0.0, 2.0]] * 3, "iterations": 1, "seconds_per_iteration": 1.0}
+    row |= {"peak_mib": 1.0, "commits": ["c"], "metric": "return", "higher_is_better": True}
+    rows = {"some": row | {"each_seed": [[1.0] * 3] * 2}, "all": row | {"each_seed": [[1.0] * 3] * 3}}
+    origin = {"cpu": "x", "cores": 1, "versions": {}}
+    shown = compared.report({"env": "e", "tasks": 2, "budget": 1e6, "rows": rows, "command": "", "provenance": origin})
+    assert "| some (seeds: 2) |" in shown
+    assert "| all |" in shown
 
 
 def test_budgets_are_spent_alike(monkeypatch):
