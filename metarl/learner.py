@@ -73,7 +73,7 @@ class MetaLearner:
         SettingsError: where the outer rule needs a distribution and the domain predicts none, or likelihood ratios and the
             loss has none; where ``inner_steps`` is 0 and the rules learn from adapting alone (Reptile) or adapt from zero
             (CAVIA); where it is not 0 and the policy learns a task by remembering it (RL²), or where such a policy meets a
-            rule that takes its sequences apart (TRPO); or where there is nothing to explore.
+            rule that takes its sequences apart (TRPO); or where there is nothing to explore, or nobody who would (Reptile).
 
     Example:
         >>> import metarl
@@ -108,6 +108,11 @@ class MetaLearner:
             raise SettingsError(
                 f"exploration={self.exploration:g} needs actions whose choice it can reward, and this family has none; leave"
                 " it out"
+            )
+        if self.exploration and isinstance(self.outer, Reptile):
+            raise SettingsError(
+                f"exploration={self.exploration:g} has no effect with Reptile, which takes no gradient of the objective; leave it"
+                " out, or choose algo=maml-adam"
             )
         if isinstance(self.inner, Unchanged) or self.domain.remembers:
             self._refuse_with_memory()

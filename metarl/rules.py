@@ -76,9 +76,14 @@ class ProximalInner:
 
     def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
         """Build a proximal solver."""
+        del names
+        if inner_lr * self.strength >= 2:  # without any curvature a step is then as far beyond the solution as it began
+            raise SettingsError(
+                f"inner_lr={inner_lr:g} times algo.strength={self.strength:g} is {inner_lr * self.strength:g}: the solver's steps"
+                f" diverge from 2 on; use inner_lr={1 / self.strength:.3g} or less"
+            )
         from metarl.core import ProximalSolve
 
-        del names
         solver = (self.strength, self.solver_steps, self.tolerance, self.solve_iterations)
         return ProximalSolve(inner_loss, inner_lr, *solver, self.first_order)
 

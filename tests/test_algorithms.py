@@ -140,6 +140,31 @@ def test_reinforcement_learning_alone_has_actions(algo, settings, reason):
         metarl.build("sinusoid", algo, **settings)
 
 
+@pytest.mark.parametrize(("env", "strength"), [("tabular-mdp", 2.0), ("navigation-2d", 4.0)])
+def test_a_solver_that_cannot_converge_is_refused(env, strength):
+    """A step of 1.5 against a pull of 2 threw tabular policies 3000 units away; 0.5 against 4 jumps from side to side."""
+    with pytest.raises(SettingsError, match=r"the solver's steps diverge from 2 on; use inner_lr=\S+ or less"):
+        metarl.build(env, "imaml-trpo", algo_settings={"strength": strength})
+    metarl.build(env, "imaml-trpo", algo_settings={"strength": strength}, inner_lr=1 / strength)
+
+
+@pytest.mark.parametrize(
+    ("env", "algo", "settings", "reason"),
+    [
+        ("navigation-2d", "reptile", {"exploration": 1.0}, "exploration=1 has no effect with Reptile"),
+        ("navigation-2d", "reptile", {"entropy_bonus": 0.1}, "entropy_bonus=0.1 has no meaning with algo=reptile"),
+        ("navigation-2d", "maml-trpo", {"exploration": 1.0, "inner_steps": 0}, "no meaning with inner_steps=0"),
+        ("navigation-2d", "maml-trpo", {"dice_decay": 0.5}, "no meaning with inner_surrogate=lvc"),
+        ("sinusoid", "maml-adam", {"inner_surrogate": "dice"}, "no meaning with env=sinusoid: labelled shots"),
+        ("sinusoid", "maml-adam", {"gamma": 0.9}, "no meaning with env=sinusoid: labelled shots"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(env, algo, settings, reason):
+    """Each of these trained, to the byte, what it trains without the setting."""
+    with pytest.raises(SettingsError, match=reason):
+        metarl.build(env, algo, **settings)
+
+
 def test_e_maml_learns_from_what_it_sampled():
     """The term changes the meta-gradient, and reaches it through the command's own names."""
     settings = {"meta_batch_size": 3, "episodes_per_task": 2, "hidden_sizes": (4,), "threads": 1}

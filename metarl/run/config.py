@@ -213,6 +213,7 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
     """
     if "memory_size" in config.algo_settings:
         _refuse_updates(config, given)
+    _refuse_without_effect(config, given)
     if "draw" in dir(families.lookup(config.env)) or "network" in given or _CONV & given.keys():
         _refuse_other_network(config, given)
     if not {"init_std", "normalize_observations", "entropy_bonus"} & given.keys():
@@ -247,6 +248,23 @@ def _refuse_updates(config: RunConfig, given: Mapping[str, Any]) -> None:
             f"{wrong[0]}={given[wrong[0]]} has no meaning for algo={config.algo}: it learns a task by memory within trials,"
             " and has no inner updates; leave it out"
         )
+
+
+def _refuse_without_effect(config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Refuse what other settings, or labelled shots, leave without effect."""
+    run, reasons = config.run, dict[str, str]()
+    if run.inner_surrogate != "loaded-dice":
+        reasons["dice_decay"] = f"inner_surrogate={run.inner_surrogate}, which has no decay"
+    if run.inner_steps == 0 and run.exploration:
+        reasons["exploration"] = "inner_steps=0: nothing is sampled for an update"
+    if config.algo == "reptile" and run.entropy_bonus:
+        reasons["entropy_bonus"] = "algo=reptile, which takes no gradient of the outer loss"
+    if "draw" in dir(families.lookup(config.env)):
+        why = f"env={config.env}: labelled shots have neither steps nor actions"
+        reasons |= dict.fromkeys(("inner_surrogate", "dice_decay", "gamma", "gae_lambda", "bootstrap", "init_std"), why)
+    for key, reason in reasons.items():
+        if key in given:
+            raise SettingsError(f"{key}={given[key]} has no meaning with {reason}; leave {key}= out")
 
 
 _CONV, _MLP = {"filters", "downsampling", "normalization"}, {"hidden_sizes", "activation"}
