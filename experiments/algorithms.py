@@ -226,8 +226,9 @@ def report(result: Mapping[str, Any]) -> str:
     for name, row in sorted(rows.items()):
         cells = recording.intervals({"mean": row["mean"], "ci95": row["ci95_over_seeds"]}, 2)
         own = len(row["each_seed"])
+        label = name if own == seeds else f"{name} (seeds: {own})"
         lines.append(
-            f"| {name}{f' (seeds: {own})' * (own < seeds)} | {' | '.join(cells)} | {row['iterations']} | {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"
+            f"| {label} | {' | '.join(cells)} | {row['iterations']} | {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"
         )
     commits = sorted({commit for row in rows.values() for commit in row["commits"]})
     origin = result["provenance"]
