@@ -32,7 +32,7 @@ from metarl.settings import SettingsError, setting
 POINTS = (0, 1, 3)
 # environment steps (examples, for sinusoid), and settings of every run
 BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
-    "navigation-2d": (8_000_000, ("threads=1", "eval_every=0")),
+    "navigation-2d": (5_000_000, ("threads=1", "eval_every=0")),
     "sinusoid": (2_000_000, ("threads=1", "eval_every=0")),
     "halfcheetah-vel": (32_000_000, ("eval_every=0",)),
 }

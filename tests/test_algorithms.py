@@ -9,6 +9,7 @@ import torch
 import metarl
 from metarl import algorithms, evaluate, train
 from metarl.core.params import expand
+from metarl.run.arguments import read as train_arguments
 from metarl.settings import SettingsError
 
 SMALL = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[4]", "eval_every=0", "threads=1", "inner_steps=2")
@@ -44,6 +45,29 @@ def test_an_algorithm_trains_and_goes_on_to_the_byte(tmp_path, capsys, env, algo
     assert list(gone_on) == list(whole)
     assert all(torch.equal(gone_on[name], whole[name]) for name in whole)
     assert any(not torch.equal(begun[name], whole[name]) for name in whole if name.startswith("meta/"))
+
+
+@pytest.mark.parametrize(
+    ("env", "method", "algo"),
+    [
+        ("navigation-2d", "imaml", "imaml-trpo"),
+        ("sinusoid", "imaml", "imaml-adam"),
+        ("sinusoid", "cavia", "cavia-adam"),
+        ("sinusoid", "reptile", "reptile"),
+        ("navigation-2d", "maml-adam", "maml-adam"),
+    ],
+)
+def test_a_method_without_a_rule_takes_the_familys(env, method, algo):
+    """Catches images trained by a trust region; a whole name is left as it is."""
+    assert train_arguments([f"env={env}", f"algo={method}"]).algo == algo
+    assert algorithms.page(method) == algorithms.page(algo)
+
+
+@pytest.mark.parametrize("name", ["imam", "trpo", "promp-adam", "maml-"])
+def test_no_method_is_made_up(name):
+    """Catches a suffix that is added to whatever is not known."""
+    with pytest.raises(SettingsError, match="Unknown algorithm"):
+        train_arguments(["env=navigation-2d", f"algo={name}"])
 
 
 ADAPTED = {

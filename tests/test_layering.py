@@ -34,7 +34,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "domain": ({"core", "families", "settings"}, {"torch"}),
     "rl": ({"core", "nets", "domain", "families", "cohorts", "settings"}, {"torch", "numpy"}),
     "fewshot": ({"core", "nets", "domain", "families", "pooled", "settings"}, {"torch", "numpy"}),
-    "algorithms": ({"core", "settings"}, set()),
+    "rules": ({"core", "settings"}, set()),
+    "algorithms": ({"rules", "core", "settings"}, set()),
 }
 _BELOW = {"settings", "families", "pooled", "cohorts", "gym", "core", "nets", "domain", "rl", "fewshot", "algorithms"}
 _RUN = {"torch", "numpy", "hydra", "omegaconf", "yaml", "safetensors", "tqdm"}

@@ -80,7 +80,7 @@ def test_algorithms_are_listed():
     done = subprocess.run([sys.executable, "-m", "metarl.algorithms"], capture_output=True, text=True, check=True)
     table, hint = done.stdout.split("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == algorithms.names()
-    assert hint.startswith("python -m metarl.algorithms NAME ")
+    assert "\npython -m metarl.algorithms NAME " in hint
 
 
 def test_the_refusal_is_the_one_shown(capsys):

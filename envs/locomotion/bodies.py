@@ -140,7 +140,8 @@ Reward = Callable[[Tasks, Outcome], np.ndarray]
 
 def squared(actions: np.ndarray) -> np.ndarray:
     """Return the squared length of every action, (B,)."""
-    return np.square(actions).sum(axis=1)
+    squares: np.ndarray = np.square(actions.T, order="C").sum(axis=0)  # along simulations: less than half the time
+    return squares
 
 
 def measure_centre(spec: Any) -> None:

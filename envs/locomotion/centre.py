@@ -69,54 +69,69 @@ class PlanarCentre:
         signs = np.sign(data.xaxis @ normal)
         share = model.body_mass / model.body_mass.sum()
         reach, carried = np.zeros((model.njnt, 3)), np.zeros(model.njnt)
-        sums = np.zeros((model.njnt, model.njnt))  # which coordinates add up to a hinge's angle, or are a slide's place
+        reference, before = (
+            np.zeros(model.njnt),
+            dict.fromkeys(hinges.tolist(), -1),
+        )  # angle, and hinge nearer to the root
         for body, place in enumerate(data.xipos):
             path = _path(model, body)
             turning = [joint for joint in path if joint in hinges]
             stops = [*data.xanchor[turning], place]
             for joint, (start, stop) in zip(turning, itertools.pairwise(stops), strict=True):
                 reach[joint] += share[body] * (stop - start)
-                sums[joint, turning[: turning.index(joint) + 1]] = signs[turning[: turning.index(joint) + 1]]
+            before |= {joint: last for last, joint in itertools.pairwise(turning)}
+            reference[turning] = np.cumsum((signs * model.qpos0)[turning])
             carried[path] += share[body]
-        sums[slides, slides] = 1.0
         ahead = (reach - np.outer(reach @ normal, normal))[hinges]
         aside, along = np.cross(normal, ahead), data.xaxis[slides] * carried[slides, None]
-        start, turned = share @ data.xipos - ahead.sum(axis=0), np.zeros_like(ahead)
-        # Rows of what is summed up: cosines, sines, angles, slides, 1; its rates likewise, times the angles' rates.
-        self._places = np.concatenate([ahead, aside, turned, along, start[None]]).T.copy()
-        self._speeds = np.concatenate([aside, -ahead, turned, along, 0 * start[None]]).T.copy()
-        # The reference pose is taken off by a last column, which is multiplied by 1.
-        order, size = np.concatenate([hinges, slides]), model.njnt
-        self._sums = np.zeros((size + 1, size + 1))
-        self._sums[:size, :size], self._sums[:size, size] = sums[order], -sums[order] @ model.qpos0
-        self._sums[size, size] = 1.0
+        start = share @ data.xipos - ahead.sum(axis=0) - model.qpos0[slides] @ along
+        # angles are counted from 0 and not from the reference pose
+        cosine, sine = (wave(reference[hinges])[:, None] for wave in (np.cos, np.sin))
+        ahead, aside = ahead * cosine - aside * sine, aside * cosine + ahead * sine
+        # Rows of what is summed up: cosines, sines, slides, 1; its rates likewise, the first two times the angles' rates.
+        places = np.concatenate([ahead, aside, along, start[None]]).T.copy()
+        speeds = np.concatenate([aside, -ahead, along, 0 * start[None]]).T.copy()
         # Kept from call to call: memory that is new has to be handed out by the system, which takes longer than the sums.
         # Widened, so that sums always run along the simulations and a simulation's bits depend on no other.
-        width = 16 * math.ceil(num_envs / 16)
-        self._moved = np.zeros((2, size + 1, width))
-        self._moved[0, size] = 1.0
-        self._factors = np.zeros((2, 2 * len(hinges) + size + 1, width))
-        self._centre = np.zeros((2, 3, width))
-        self.position, self.velocity = self._centre[:, :, :num_envs].swapaxes(1, 2)
+        count, width = len(hinges), 16 * math.ceil(num_envs / 16)
+        moved, angles = np.zeros((2, model.njnt, width)), np.zeros((2, count, width))
+        terms = np.zeros((2, places.shape[1], width))
+        terms[0, -1] = 1.0
+        centre = np.zeros((2, 3, width))
+        self.position, self.velocity = centre[:, :, :num_envs].swapaxes(1, 2)
+        # Views, made once: to make them takes as long as to work with them.
+        self._moved = moved[:, :, :num_envs]
+        rows = {joint: angles[:, at] for at, joint in enumerate(hinges.tolist())} | {-1: np.zeros((2, width))}
+        self._chain = [
+            (np.add if signs[joint] > 0 else np.subtract, rows[last], moved[:, joint], rows[joint])
+            for joint, last in sorted(before.items())
+        ]
+        self._slides = [(terms[:, 2 * count + at], moved[:, joint]) for at, joint in enumerate(slides)]
+        self._turned, self._turns = angles
+        self._waves, self._rates = terms[:, : 2 * count].reshape(2, 2, count, width)
+        self._cosine, self._sine = self._waves
+        self._half = np.zeros((count, width))
+        self._sums = tuple(zip((places, speeds), terms, centre, strict=True))
 
     def measure(self, positions: np.ndarray, velocities: np.ndarray) -> None:
         """Work the centre out at positions (B, nq) and velocities (B, nv)."""
-        (envs, size), (factors, rates) = positions.shape, self._factors
-        turned = len(factors) - len(self._sums)
-        hinges = turned // 2
-        self._moved[0, :size, :envs] = positions.T
-        self._moved[1, :size, :envs] = velocities.T
-        np.einsum("hj,tjb->thb", self._sums, self._moved, out=self._factors[:, turned:])
-        angles, speeds = self._factors[:, turned : turned + hinges]
+        self._moved[0], self._moved[1] = positions.T, velocities.T
+        for add, last, own, angle in self._chain:
+            add(last, own, out=angle)
+        for place, own in self._slides:
+            place[:] = own
         # cosine and sine from the tangent of half the angle: one function, and one with vector instructions in NumPy
-        half = np.tan(0.5 * angles)
-        two = 2.0 / (half * half + 1.0)
-        np.subtract(two, 1.0, out=factors[:hinges])
-        np.multiply(two, half, out=factors[hinges:turned])
-        waves = (2, hinges, -1)
-        np.multiply(factors[:turned].reshape(waves), speeds, out=rates[:turned].reshape(waves))
-        np.einsum("ak,kb->ab", self._places, factors, out=self._centre[0])
-        np.einsum("ak,kb->ab", self._speeds, rates, out=self._centre[1])
+        cosine, sine, half = self._cosine, self._sine, self._half
+        np.multiply(0.5, self._turned, out=half)
+        np.tan(half, out=half)
+        np.multiply(half, half, out=cosine)
+        np.add(cosine, 1.0, out=cosine)
+        np.divide(2.0, cosine, out=cosine)
+        np.multiply(cosine, half, out=sine)
+        np.subtract(cosine, 1.0, out=cosine)
+        np.multiply(self._waves, self._turns, out=self._rates)
+        for weights, terms, centre in self._sums:  # together they take twice as long
+            np.einsum("ak,kb->ab", weights, terms, out=centre)
 
 
 class WorkedCentre:

@@ -90,12 +90,15 @@ class RunConfig:
 def algorithm_of(env: str, algo: str | None = None) -> str:
     """Return the algorithm's name: the one given, or the family's recommendation, or maml-trpo.
 
+    A method's name, such as ``imaml``, means its variant with the outer rule of the family's recommendation.
+
     Raises:
         SettingsError: for an unknown family or algorithm.
     """
-    name = algo or getattr(families.lookup(env), "recommended", {}).get("algo", "maml-trpo")
+    usual = str(getattr(families.lookup(env), "recommended", {}).get("algo", "maml-trpo"))
+    name = algorithms.variant(algo or usual, usual)
     algorithms.lookup(name)
-    return str(name)
+    return name
 
 
 def layers(env: str, algo: str) -> list[Tree]:

@@ -209,6 +209,7 @@ def test_the_packages_own_ids_do_mix_them_up(package):
 
 
 def _vectors(tasks):
+    # the package itself keeps its tasks so; nothing from outside is read
     return {pickle.loads(task.data)["rand_vec"].tobytes() for task in tasks}
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metarl.algorithms import head
 from metarl.nets import Conv4, Normalized
 from metarl.nets.normalization import NORMALIZATIONS
+from metarl.rules import head
 from tests.nets.by_hand import by_hand
 
 KINDS = [(kind, down) for kind in NORMALIZATIONS for down in ("stride", "pool")]
