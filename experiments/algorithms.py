@@ -27,12 +27,13 @@ from experiments import recording
 from metarl import algorithms
 from metarl.run.arguments import parse
 from metarl.run.command import guarded
+from metarl.run.config import RunSettings
 from metarl.settings import SettingsError, setting
 
 POINTS = (0, 1, 3)
 # environment steps (examples, for sinusoid), and settings of every run
 BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
-    "navigation-2d": (5_000_000, ("threads=1", "eval_every=0")),
+    "navigation-2d": (1_500_000, ("threads=1", "eval_every=0", "meta_batch_size=20", "episodes_per_task=10")),
     "sinusoid": (2_000_000, ("threads=1", "eval_every=0")),
     "halfcheetah-vel": (32_000_000, ("eval_every=0",)),
 }
@@ -111,8 +112,10 @@ def _plan(env: str, name: str, tiny: bool) -> list[str]:
 
     if tiny:
         return [*TINY, "iterations=1"]
-    learner = metarl.build(env, name)
-    domain, budget = learner.domain, BUDGETS[env][0]
+    budget, words = BUDGETS[env]
+    known = parse([word for word in words if not word.startswith("eval_")], RunSettings)
+    learner = metarl.build(env, name, **known)
+    domain = learner.domain
     sample = domain.collect(
         expand(learner.init(0).meta, 2),
         domain.sample_tasks(2, "train", (0,)),
@@ -120,7 +123,7 @@ def _plan(env: str, name: str, tiny: bool) -> list[str]:
         "query",
     )
     of_iteration = sample.env_steps // 2 * learner.meta_batch_size * (learner.inner_steps + 1)
-    return [*BUDGETS[env][1], f"iterations={max(1, -(-budget // of_iteration))}"]
+    return [*words, f"iterations={max(1, -(-budget // of_iteration))}"]
 
 
 def _train(path: pathlib.Path, words: Sequence[str]) -> None:
