@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "gym": ({"settings", "families", "cohorts"}, {"numpy", "gymnasium", "PIL"}),
     "envs": (
         {"settings", "families", "pooled"},
-        {"numpy", "torch", "mujoco", "gymnasium", "metaworld", "matplotlib", "PIL"},
+        {"numpy", "torch", "mujoco", "gymnasium", "metaworld", "matplotlib", "PIL", "tqdm"},
     ),
     "core": (set(), {"torch"}),
     "nets": ({"core"}, {"torch"}),
@@ -207,6 +207,8 @@ def _dotted(node: ast.AST) -> str:
 # what of numpy.random makes generators of one's own instead of touching the global one
 _GENERATORS = {"default_rng", "Generator", "SeedSequence", "PCG64", "Philox", "BitGenerator"}
 _UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "random"}
+# Other people's data sets are pickles: the one reader of these lets no name in them lead to a function of Python or NumPy.
+_READERS = {"metarl.envs.fewshot.unpickling: import pickle"}
 _UNSAFE_NAMES = {"torch.load", "torch.save", "torch.manual_seed", "torch.seed", "torch.set_rng_state", "hasattr"}
 
 
@@ -227,8 +229,8 @@ def _offences(tree: ast.Module) -> Iterator[str]:
 
 def test_no_pickle_no_global_randomness_no_guessing() -> None:
     """Catches files that run code when opened, draws that resuming cannot repeat, and swallowed errors."""
-    found = [f"{path.relative_to(ROOT)}: {offence}" for _, path, tree in PRODUCT for offence in _offences(tree)]
-    assert not found
+    found = {f"{name}: {offence}" for name, _, tree in PRODUCT for offence in _offences(tree)}
+    assert found == _READERS
 
 
 def test_the_rules_see_offences() -> None:

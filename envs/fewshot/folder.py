@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from metarl import pooled
-from metarl.envs.fewshot import classes
-from metarl.envs.fewshot.classes import ImageSet, Shape
+from metarl.envs.fewshot import classes, images
+from metarl.envs.fewshot.classes import Shape
+from metarl.envs.fewshot.images import Listing
 from metarl.families import SPLITS, Shots, ShotSpec, Split, Tasks
 from metarl.pooled import Picks
 from metarl.settings import SettingsError, setting
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-_NAMES: Mapping[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test",),
-}
-_MODES = {"rgb": "RGB", "grey": "L"}
-
-Listing = tuple[tuple[str, tuple[pathlib.Path, ...]], ...]  # classes by name, with their files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +76,7 @@ class Folder:
         """Return the classes of a split, int64 (C,)."""
         names = [name for name, _ in self._listing]
         if "/" in names[0]:
-            return np.flatnonzero([name.split("/")[0] in _NAMES[split] for name in names])
+            return np.flatnonzero([name.split("/")[0] in images.PARTS[split] for name in names])
         return classes.parted(names, self.split_seed)[SPLITS.index(split)]
 
     def pick(self, tasks: Tasks, seeds: np.ndarray) -> tuple[Picks, Picks]:
@@ -109,7 +98,7 @@ class Folder:
                     f"{self.queries} need {each}; add some, or lower these"
                 )
         classes.refuse_few(str(self.root), self.ways, self.members)
-        return _read(self._listing, self.size, self.colour).images
+        return images.read(self._listing, self.size, self.colour).images
 
     def draw(self, tasks: Tasks, seeds: np.ndarray) -> tuple[Shots, Shots]:
         """Draw support and query examples."""
@@ -131,10 +120,10 @@ def _listed(root: pathlib.Path, stamp: int) -> Listing:
     del stamp
     if not root.is_dir():
         raise SettingsError(f"env.root={root} is no directory; name one of class folders")
-    parts = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _NAMES.items()}
+    parts = {split: [root / name for name in names if (root / name).is_dir()] for split, names in images.PARTS.items()}
     found: dict[str, tuple[pathlib.Path, ...]] = {}
     if any(parts.values()):
-        missing = [f"{root}/{_NAMES[split][0]}" for split, folders in parts.items() if len(folders) != 1]
+        missing = [f"{root}/{images.PARTS[split][0]}" for split, folders in parts.items() if len(folders) != 1]
         if missing:
             raise SettingsError(
                 f"{missing[0]} is missing, or there twice; classes that train, validate and test need one each"
@@ -143,12 +132,10 @@ def _listed(root: pathlib.Path, stamp: int) -> Listing:
     else:
         places = [root]
     for place in places:
-        for folder in sorted(path for path in place.iterdir() if path.is_dir()):
-            name = folder.name if place == root else f"{place.name}/{folder.name}"
-            files = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES))
-            found |= {name: files} if files else {}
+        top = "" if place == root else f"{place.name}/"
+        found |= {f"{top}{name}": files for name, files in images.class_folders(place).items()}
     if not found:
-        raise SettingsError(f"env.root={root} has no folder with images ({', '.join(sorted(_SUFFIXES))}) in it")
+        raise SettingsError(f"env.root={root} has no folder with images ({', '.join(sorted(images.SUFFIXES))}) in it")
     _refuse_shared(root, list(found))
     return tuple(sorted(found.items()))
 
@@ -161,21 +148,3 @@ def _refuse_shared(root: pathlib.Path, names: Sequence[str]) -> None:
         if own in seen:
             raise SettingsError(f"class {own} is in {seen[own]} and in {split} of {root}; leave it in one of them")
         seen[own] = split
-
-
-@functools.lru_cache(maxsize=2)
-def _read(listing: Listing, size: int, colour: str) -> ImageSet:
-    channels = 3 if colour == "rgb" else 1
-    counts = np.array([len(files) for _, files in listing])
-    images = np.empty((counts.sum(), channels, size, size), dtype=np.uint8)
-    for row, file in enumerate(file for _, files in listing for file in files):
-        try:
-            with Image.open(file) as image:
-                scaled = image.convert(_MODES[colour]).resize((size, size), Image.Resampling.LANCZOS)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
-            raise SettingsError(
-                f"{os.fspath(file)} cannot be read as an image ({reason}); remove or replace it"
-            ) from error
-        images[row] = np.asarray(scaled, dtype=np.uint8).reshape(size, size, channels).transpose(2, 0, 1)
-    return ImageSet(tuple(name for name, _ in listing), images, counts)

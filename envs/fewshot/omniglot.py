@@ -12,6 +12,7 @@ import numpy as np
 from metarl import pooled
 from metarl.envs.fewshot import classes, omniglot_files
 from metarl.envs.fewshot.classes import TURNS, ImageSet, Shape
+from metarl.envs.fewshot.files import Source
 from metarl.envs.fewshot.omniglot_files import DRAWERS, TOTAL
 from metarl.families import SPLITS, Shots, ShotSpec, Split, Tasks
 from metarl.pooled import Picks
@@ -60,6 +61,7 @@ class Omniglot:
     rotations: str = setting("task", "turned in each task, new classes, or none", choices=("task", "new", "none"))
     size: int = setting(28, "height and width of an image, pixels", low=8, high=105)
     root: str | None = setting(None, "directory of the data; null takes the environment variable METARL_DATA")
+    download: bool = setting(False, "fetch the official archives into that directory, if it has no data")
 
     recommended: ClassVar[Mapping[str, Any]] = {
         "algo": "maml-adam",
@@ -129,11 +131,11 @@ class Omniglot:
 
     @property
     def _images(self) -> ImageSet:
-        return _loaded(omniglot_files.find(self.root, self.size), self.size, self.rotations != "none")
+        return _loaded(omniglot_files.find(self.root, self.size, self.download), self.size, self.rotations != "none")
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(source: omniglot_files.Source, size: int, turning: bool) -> ImageSet:
+def _loaded(source: Source, size: int, turning: bool) -> ImageSet:
     names, images = omniglot_files.read(source, size)
     flat = images.reshape(-1, 1, size, size)
     return ImageSet(names, classes.turned(flat) if turning else flat, np.full(TOTAL, DRAWERS))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
-import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from metarl.envs.fewshot import files
+from metarl.envs.fewshot.files import Source
 from metarl.settings import SettingsError
 
 DRAWERS, SIDE = 20, 105
@@ -26,48 +24,53 @@ MD5 = {
     "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
+URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _WANTED = (
-    f"put {PACKED} (or {BITS}, or {' and '.join(MD5)} from github.com/brendenlake/omniglot, or the folders of these names) into a"
-    " directory, and name it by env.root=DIR or by the environment variable METARL_DATA"
+    f"put {PACKED} (or {BITS}, or {' and '.join(MD5)} from github.com/brendenlake/omniglot, or the folders of these names)"
+    f" {files.NAME_IT}; env.download=true fetches the archives"
 )
-# What NumPy, zipfile, zlib and Pillow raise for files that are no such files, or are cut short.
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError)
 
 Drawings = dict[str, Callable[[], bytes]]  # files of one class by name
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the images are: ``kind`` is packed, bits, zip or folder; ``paths`` are files or folders with their times."""
-
-    kind: str
-    paths: tuple[pathlib.Path, ...]
-    stamps: tuple[int, ...]
-
-
-def find(root: str | None, size: int) -> Source:
+def find(root: str | None, size: int, download: bool = False) -> Source:
     """Look for the data in ``root``, or else in METARL_DATA, and in ``omniglot`` and ``omniglot-py`` below it.
 
     Args:
         root: directory; None reads the environment.
         size: height of the images that are wanted; ``omniglot_28.npz`` has them for 28 only.
+        download: fetch the official archives into that directory, if it has no data.
 
     Raises:
         SettingsError: one line that says what to put where.
     """
-    named = root or os.environ.get("METARL_DATA")
-    if not named:
-        raise SettingsError(f"env=omniglot has no data here: {_WANTED}")
-    tops = [pathlib.Path(named, below) for below in ("", "omniglot", "omniglot-py")]
+    named = files.root("omniglot", root, _WANTED)
+    found = _found(named, size)
+    if not found and download:
+        for name, md5 in MD5.items():
+            if not (named / name).is_file():
+                files.fetch(URL + name, named / name, md5)
+        found = _found(named, size)
+    if not found:
+        lacking = any((top / PACKED).is_file() for top in _tops(named))
+        only = f" (but {PACKED}, which is for env.size=28)" if lacking else ""
+        raise SettingsError(f"env=omniglot found no data in {named}{only}: {_WANTED}")
+    return found
+
+
+def _tops(named: pathlib.Path) -> list[pathlib.Path]:
+    return [named / below for below in ("", "omniglot", "omniglot-py")]
+
+
+def _found(named: pathlib.Path, size: int) -> Source | None:
     kinds: list[tuple[str, tuple[str, ...]]] = [("packed", (PACKED,))] if size == 28 else []
     kinds += [("bits", (BITS,)), ("zip", tuple(MD5)), ("folder", tuple(CLASSES))]
     for kind, names in kinds:
-        for top in tops:
-            paths = tuple(top / name for name in names)
+        for top in _tops(named):
+            paths = [top / name for name in names]
             if all(path.is_dir() if kind == "folder" else path.is_file() for path in paths):
-                return Source(kind, paths, tuple(path.stat().st_mtime_ns for path in paths))
-    only = f" (but {PACKED}, which is for env.size=28)" if any((top / PACKED).is_file() for top in tops) else ""
-    raise SettingsError(f"env=omniglot found no data in {named}{only}: {_WANTED}")
+                return Source.of(kind, paths)
+    return None
 
 
 def read(source: Source, size: int) -> tuple[tuple[str, ...], np.ndarray]:
@@ -87,13 +90,12 @@ def read(source: Source, size: int) -> tuple[tuple[str, ...], np.ndarray]:
             names, images = _unpacked(source, size)
         else:
             found = [_zipped(path) if source.kind == "zip" else _unfolded(path) for path in source.paths]
-            classes = {name: files for part in found for name, files in part.items()}
+            classes = {name: drawings for part in found for name, drawings in part.items()}
             names, images = list(classes), _drawn(classes, size)
-    except _DAMAGE as error:
+    except files.DAMAGE as error:
         if isinstance(error, SettingsError):
             raise
-        where, reason = " and ".join(map(str, source.paths)), " ".join(f"{type(error).__name__}: {error}".split())
-        raise SettingsError(f"{where} cannot be read ({reason}); copy or download it again") from error
+        raise files.damaged(source, error) from error
     order = sorted(range(len(names)), key=names.__getitem__)
     if order != list(range(len(names))):
         images = images[order]
@@ -116,28 +118,22 @@ def _unpacked(source: Source, size: int) -> tuple[list[str], np.ndarray]:
 
 def _zipped(path: pathlib.Path) -> dict[str, Drawings]:
     """Return the drawings of an official archive, whose checksum must be the official one."""
-    whole = path.read_bytes()
-    found = hashlib.md5(whole, usedforsecurity=False).hexdigest()
-    if found != MD5[path.name]:
-        raise SettingsError(
-            f"{path} is not the official archive (md5 {found}, not {MD5[path.name]}); download it again, or unpack it:"
-            " folders are taken as they are"
-        )
-    archive = zipfile.ZipFile(io.BytesIO(whole))
+    files.refuse_other(path, MD5[path.name], "download it again, or unpack it: folders are taken as they are")
+    archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
     names = (name for name in archive.namelist() if name.endswith(".png"))
     return complete(path, _classes({name: functools.partial(archive.read, name) for name in names}))
 
 
 def _unfolded(path: pathlib.Path) -> dict[str, Drawings]:
     """Return the drawings below ``images_background`` or ``images_evaluation``."""
-    files = sorted(path.glob("*/*/*.png"))
-    return complete(path, _classes({file.relative_to(path.parent).as_posix(): file.read_bytes for file in files}))
+    drawings = sorted(path.glob("*/*/*.png"))
+    return complete(path, _classes({file.relative_to(path.parent).as_posix(): file.read_bytes for file in drawings}))
 
 
-def _classes(files: Mapping[str, Callable[[], bytes]]) -> dict[str, Drawings]:
+def _classes(readers: Mapping[str, Callable[[], bytes]]) -> dict[str, Drawings]:
     """Sort files ``set/Alphabet/characterNN/file`` into classes."""
     classes: dict[str, Drawings] = {}
-    for name, read in files.items():
+    for name, read in readers.items():
         folder, _, file = name.rpartition("/")
         classes.setdefault(folder, {})[file] = read
     return classes
@@ -160,7 +156,7 @@ def complete(path: pathlib.Path, classes: dict[str, Drawings]) -> dict[str, Draw
 
 def _drawn(classes: Mapping[str, Drawings], size: int) -> np.ndarray:
     """Read drawings, uint8 (C, 20, size, size), those of a class in the order of their names."""
-    rows = [[_decoded(read(), size) for _, read in sorted(files.items())] for files in classes.values()]
+    rows = [[_decoded(read(), size) for _, read in sorted(drawings.items())] for drawings in classes.values()]
     return np.array(rows, dtype=np.uint8)
 
 

@@ -160,7 +160,7 @@ def _wrong_npz(root):
 
 
 DAMAGE = {
-    _spoil_zip: r"images_evaluation.zip is not the official archive \(md5 \w{32}, not \w{32}\); download it again",
+    _spoil_zip: r"images_evaluation.zip is not the official one \(md5 \w{32}, not \w{32}\); download it again",
     _lose_class: "images_background has 1 characters, not 2",
     _lose_drawing: "images_background/Latin/character02 has 19 drawings, not 20",
     _cut_drawing: "cannot be read .*; copy or download it again",

@@ -113,7 +113,7 @@ def test_missing_env_lists_the_families(argv: list[str]) -> None:
     """Catches a first try without arguments that ends in a riddle."""
     message = _refusal(argv)
     assert "env=NAME" in message
-    assert "bandit-bernoulli, bandit-gaussian, folder, glyphs, halfcheetah-dir" in message
+    assert "bandit-bernoulli, bandit-gaussian, cifar-fs, fc100, folder, glyphs, halfcheetah-dir" in message
 
 
 NASTY = [
