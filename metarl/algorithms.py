@@ -114,7 +114,12 @@ ALGORITHMS: dict[str, type] = {
     "cavia-trpo": preset(ContextInner, TrpoOuter, "Only a few added inputs adapt, trust region.", _CAVIA, inner_lr=1.0),
     "cavia-adam": preset(ContextInner, AdamOuter, "Only a few added inputs adapt, Adam.", _CAVIA, inner_lr=1.0),
     "imaml-trpo": preset(
-        ProximalInner, TrpoOuter, "A regularised optimum, differentiated implicitly; trust region.", _IMAML, _CAREFUL
+        ProximalInner,
+        TrpoOuter,
+        "A regularised optimum, differentiated implicitly; trust region.",
+        _IMAML,
+        {**_CAREFUL, "strength": 10.0},  # weak ones lead far from the policy that sampled, and are not solved
+        inner_lr=0.1,
     ),
     "imaml-adam": preset(ProximalInner, AdamOuter, "A regularised optimum, differentiated implicitly; Adam.", _IMAML),
     "e-maml-trpo": preset(

@@ -140,11 +140,11 @@ def test_reinforcement_learning_alone_has_actions(algo, settings, reason):
         metarl.build("sinusoid", algo, **settings)
 
 
-@pytest.mark.parametrize(("env", "strength"), [("tabular-mdp", 2.0), ("navigation-2d", 4.0)])
-def test_a_solver_that_cannot_converge_is_refused(env, strength):
+@pytest.mark.parametrize(("env", "inner_lr", "strength"), [("tabular-mdp", 1.5, 2.0), ("navigation-2d", 0.5, 4.0)])
+def test_a_solver_that_cannot_converge_is_refused(env, inner_lr, strength):
     """A step of 1.5 against a pull of 2 threw tabular policies 3000 units away; 0.5 against 4 jumps from side to side."""
     with pytest.raises(SettingsError, match=r"the solver's steps diverge from 2 on; use inner_lr=\S+ or less"):
-        metarl.build(env, "imaml-trpo", algo_settings={"strength": strength})
+        metarl.build(env, "imaml-trpo", algo_settings={"strength": strength}, inner_lr=inner_lr)
     metarl.build(env, "imaml-trpo", algo_settings={"strength": strength}, inner_lr=1 / strength)
 
 
