@@ -25,7 +25,7 @@ from experiments import peak, recording
 from metarl import algorithms
 from metarl.run.arguments import parse
 from metarl.run.command import guarded
-from metarl.run.config import RunSettings
+from metarl.run.config import RunSettings, algorithm_of
 from metarl.settings import SettingsError, setting
 
 POINTS = (0, 1, 3)
@@ -45,7 +45,7 @@ class Settings:
     """What this experiment can be told."""
 
     env: str = setting("navigation-2d", "the family", choices=tuple(BUDGETS))
-    only: tuple[str, ...] = setting((), "these algorithms alone; empty: all that the family can have")
+    only: tuple[str, ...] = setting((), "train these alone; empty: all that the family can have")
     seeds: int = setting(3, "of each algorithm", low=1)
     tasks: int = setting(100, "held-out tasks", low=2)
     tiny: bool = setting(False, "a budget of seconds, under runs/tiny, to see that everything works")
@@ -58,10 +58,12 @@ def main() -> int:
 
 
 def _main(settings: Settings) -> int:
-    chosen = settings.only or tuple(name for name in algorithms.names() if _fits(settings.env, name))
+    fitting = [name for name in algorithms.names() if _fits(settings.env, name)]
+    chosen = [algorithm_of(settings.env, name) for name in settings.only] or fitting
     plans = {name: _plan(settings.env, name, settings.tiny) for name in chosen}
     runs, _ = recording.folders(f"algorithms/{settings.env}", settings.tiny)
-    labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in chosen}
+    # all that are there are compared, whichever were chosen this time
+    labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in fitting}
     if settings.train:
         for name in chosen:
             for seed, label in enumerate(labels[name]):
@@ -171,7 +173,8 @@ def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         seconds.append(float(np.median([row["seconds_iteration"] for row in rows])))
     table = np.array(values).T  # (points, seeds)
-    facts = recording.facts(runs[0])
+    known = [recording.facts(run) for run in runs]
+    facts = known[0]
     peaks = [json.loads((run / _PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
     return {
         "mean": table.mean(1).tolist(),
@@ -180,9 +183,9 @@ def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
         "seconds_per_iteration": float(np.median(seconds)),
         "peak_mib": max(peaks),
         "iterations": facts["iterations"],
-        "env_steps": facts["env_steps"],
+        "env_steps": float(np.mean([fact["env_steps"] for fact in known])),
         "command": facts["command"],
-        "commits": sorted({commit for run in runs for commit in recording.facts(run)["commits"]}),
+        "commits": sorted({commit for fact in known for commit in fact["commits"]}),
         "metric": agent.learner.domain.metric,
         "higher_is_better": agent.learner.domain.higher_is_better,
     }
@@ -218,17 +221,19 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [
         f"`{result['env']}`, {first['metric']} on {result['tasks']} test tasks after {', '.join(map(str, POINTS))} updates (rl2:"
         f" episodes) with training's step sizes: mean over {seeds} seeds and its 95 % interval;"
-        f" {result['budget'] / 1e6:g} M environment steps each, median seconds per iteration, peak resident memory.",
+        f" at most {result['budget'] / 1e6:g} M environment steps each, by the length of an untrained policy's episodes, and those"
+        " really taken; median seconds per iteration, peak resident memory.",
         "",
-        f"| algorithm | {' | '.join(f'after {k}' for k in POINTS)} | iterations | s/iteration | MiB |",
-        "| --- |" + " --- |" * (len(POINTS) + 3),
+        f"| algorithm | {' | '.join(f'after {k}' for k in POINTS)} | iterations | M steps | s/iteration | MiB |",
+        "| --- |" + " --- |" * (len(POINTS) + 4),
     ]
     for name, row in sorted(rows.items()):
         cells = recording.intervals({"mean": row["mean"], "ci95": row["ci95_over_seeds"]}, 2)
         own = len(row["each_seed"])
         label = name if own == seeds else f"{name} (seeds: {own})"
         lines.append(
-            f"| {label} | {' | '.join(cells)} | {row['iterations']} | {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"
+            f"| {label} | {' | '.join(cells)} | {row['iterations']} | {row['env_steps'] / 1e6:.2f} |"
+            f" {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"
         )
     commits = sorted({commit for row in rows.values() for commit in row["commits"]})
     origin = result["provenance"]

@@ -221,8 +221,14 @@ def test_unfinished_runs_are_in_no_table(tmp_path):
 
 def test_a_row_of_fewer_seeds_says_so():
     """Beside others whose mean is over more of them."""
-    row = {"mean": [1.0] * 3, "ci95_over_seeds": [[0.0, 2.0]] * 3, "iterations": 1, "seconds_per_iteration": 1.0}
-    row |= {"peak_mib": 1.0, "commits": ["c"], "metric": "return", "higher_is_better": True}
+    row = {"mean": [1.0] * 3, "ci95_over_seeds": [[0.0, 2.0]] * 3, "iterations": 1, "env_steps": 2e6}
+    row |= {
+        "seconds_per_iteration": 1.0,
+        "peak_mib": 1.0,
+        "commits": ["c"],
+        "metric": "return",
+        "higher_is_better": True,
+    }
     rows = {"some": row | {"each_seed": [[1.0] * 3] * 2}, "all": row | {"each_seed": [[1.0] * 3] * 3}}
     origin = {"cpu": "x", "cores": 1, "versions": {}}
     shown = compared.report({"env": "e", "tasks": 2, "budget": 1e6, "rows": rows, "command": "", "provenance": origin})
