@@ -135,7 +135,7 @@ class Parabola:
     wall: float = np.inf
     fails: str = "raise"
     asked: list[Tasks] = dataclasses.field(default_factory=list)
-    metric, unit, workers, geometry = "score", "", Workers(), None
+    metric, unit, workers, geometry, remembers = "score", "", Workers(), None, False
 
     @property
     def query(self):
