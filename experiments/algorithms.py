@@ -205,6 +205,9 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
         ends = np.array([rows[name]["ci95_over_seeds"][at] for name in order])
         errors = np.abs(ends - means[:, None]).T
         axes.errorbar(means, np.arange(len(order)) + 0.18 * (at - 1), xerr=errors, fmt="o", ms=4, label=f"after {k}")
+    # one seed that went astray must not squeeze all others into a point: its interval is cut off, the table has it
+    low, high = np.percentile([mean for row in rows.values() for mean in row["mean"]], [4, 96])
+    axes.set_xlim(low - 0.2 * (high - low), high + 0.2 * (high - low))
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
     axes.set_xlabel(f"{next(iter(rows.values()))['metric']} on {result['tasks']} test tasks of {result['env']}")
