@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -89,11 +90,20 @@ def _main(settings: Settings) -> int:
     print(text)
     if not settings.tiny:
         out = pathlib.Path("experiments/results/algorithms")
-        recording.write(out / f"{settings.env}.json", result)
+        recording.write(out / f"{settings.env}.json", _written(result))
         draw(result, out / f"{settings.env}.png")
         picture = f"![adaptation by algorithm]({(out / f'{settings.env}.png').relative_to(recording.README.parent)})"
         recording.insert(recording.README, f"<!-- algorithms {settings.env} -->", f"{picture}\n\n{text}")
     return 0
+
+
+def _written(value: Any) -> Any:
+    """Return a result with null for what diverged: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: _written(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_written(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def finished(runs: pathlib.Path, labels: Sequence[str]) -> set[str]:
@@ -197,7 +207,9 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
 
     rows = result["rows"]
     sign = 1 if next(iter(rows.values()))["higher_is_better"] else -1
-    order = sorted(rows, key=lambda name: -sign * rows[name]["mean"][-1])
+    order = sorted(
+        rows, key=lambda name: np.nan_to_num(-sign * rows[name]["mean"][-1], nan=np.inf)
+    )  # what diverged last
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(order)), layout="constrained")
     axes = figure.subplots()
     for at, k in enumerate(POINTS):
@@ -206,7 +218,7 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
         errors = np.abs(ends - means[:, None]).T
         axes.errorbar(means, np.arange(len(order)) + 0.18 * (at - 1), xerr=errors, fmt="o", ms=4, label=f"after {k}")
     # one seed that went astray must not squeeze all others into a point: its interval is cut off, the table has it
-    low, high = np.percentile([mean for row in rows.values() for mean in row["mean"]], [4, 96])
+    low, high = np.nanpercentile([mean for row in rows.values() for mean in row["mean"]], [4, 96])
     axes.set_xlim(low - 0.2 * (high - low), high + 0.2 * (high - low))
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
@@ -232,6 +244,7 @@ def report(result: Mapping[str, Any]) -> str:
     ]
     for name, row in sorted(rows.items()):
         cells = recording.intervals({"mean": row["mean"], "ci95": row["ci95_over_seeds"]}, 2)
+        cells = [cell if math.isfinite(mean) else "diverged" for cell, mean in zip(cells, row["mean"], strict=True)]
         own = len(row["each_seed"])
         label = name if own == seeds else f"{name} (seeds: {own})"
         lines.append(

@@ -236,6 +236,23 @@ def test_a_row_of_fewer_seeds_says_so():
     assert "| all |" in shown
 
 
+def test_what_diverges_is_said_and_written(tmp_path):
+    """A score that is not a number stopped the experiment when it wrote its result."""
+    row = {
+        "mean": [1.0, 2.0, float("nan")],
+        "ci95_over_seeds": [[0.0, 2.0]] * 2 + [[float("nan")] * 2],
+        "iterations": 1,
+    }
+    row |= {"env_steps": 2e6, "seconds_per_iteration": 1.0, "peak_mib": 1.0, "commits": ["c"], "metric": "mse"}
+    rows = {"a": row | {"each_seed": [row["mean"]], "higher_is_better": False}}
+    origin = {"cpu": "x", "cores": 1, "versions": {}}
+    result = {"env": "e", "tasks": 2, "budget": 1e6, "rows": rows, "command": "", "provenance": origin}
+    assert "| 2.00 [0.00, 2.00] | diverged |" in compared.report(result)
+    recording.write(tmp_path / "x.json", compared._written(result))
+    assert json.loads((tmp_path / "x.json").read_text())["rows"]["a"]["mean"] == [1.0, 2.0, None]
+    compared.draw(result, tmp_path / "x.png")
+
+
 def test_budgets_are_spent_alike(monkeypatch):
     """Five inner steps collect three times what one does, so that there are a third of the iterations."""
     counts = {}
