@@ -90,19 +90,19 @@ def _main(settings: Settings) -> int:
     print(text)
     if not settings.tiny:
         out = pathlib.Path("experiments/results/algorithms")
-        recording.write(out / f"{settings.env}.json", _written(result))
+        recording.write(out / f"{settings.env}.json", _null_for_nan(result))
         draw(result, out / f"{settings.env}.png")
         picture = f"![adaptation by algorithm]({(out / f'{settings.env}.png').relative_to(recording.README.parent)})"
         recording.insert(recording.README, f"<!-- algorithms {settings.env} -->", f"{picture}\n\n{text}")
     return 0
 
 
-def _written(value: Any) -> Any:
+def _null_for_nan(value: Any) -> Any:
     """Return a result with null for what diverged: JSON has no other word for it."""
     if isinstance(value, dict):
-        return {key: _written(one) for key, one in value.items()}
+        return {key: _null_for_nan(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_written(one) for one in value]
+        return [_null_for_nan(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -236,8 +236,8 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [
         f"`{result['env']}`, {first['metric']} on {result['tasks']} test tasks after {', '.join(map(str, POINTS))} updates (rl2:"
         f" episodes) with training's step sizes: mean over {seeds} seeds and its 95 % interval;"
-        f" at most {result['budget'] / 1e6:g} M environment steps each, by the length of an untrained policy's episodes, and those"
-        " really taken; median seconds per iteration, peak resident memory.",
+        f" at most {result['budget'] / 1e6:g} M environment steps (sinusoid: examples) each, by the length of an untrained policy's"
+        " episodes, and those really taken; median seconds per iteration, peak resident memory.",
         "",
         f"| algorithm | {' | '.join(f'after {k}' for k in POINTS)} | iterations | M steps | s/iteration | MiB |",
         "| --- |" + " --- |" * (len(POINTS) + 4),

@@ -118,7 +118,7 @@ ALGORITHMS: dict[str, type] = {
         TrpoOuter,
         "A regularised optimum, differentiated implicitly; trust region.",
         _IMAML,
-        {**_CAREFUL, "strength": 10.0},  # weak ones lead far from the policy that sampled, and are not solved
+        {**_CAREFUL, "strength": 10.0},  # with 2, and steps of 0.1 or 0.5, navigation-2d is not solved
         inner_lr=0.1,
     ),
     "imaml-adam": preset(ProximalInner, AdamOuter, "A regularised optimum, differentiated implicitly; Adam.", _IMAML),

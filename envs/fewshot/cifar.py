@@ -11,7 +11,7 @@ import numpy as np
 from metarl import pooled
 from metarl.envs.fewshot import cifar_files
 from metarl.envs.fewshot.cifar_files import EACH, SIDE, SUPERCLASSES
-from metarl.envs.fewshot.classes import Shape
+from metarl.envs.fewshot.classes import COLOURED, Shape
 from metarl.envs.fewshot.published import Published, words
 from metarl.families import Shots, ShotSpec, Split, Tasks
 from metarl.pooled import Picks
@@ -39,22 +39,6 @@ FC100_SET = _published(
     *([name for group in groups for name in SUPERCLASSES[group]] for groups in (_FC_VALIDATION, _FC_TEST))
 )
 
-# Those of Finn et al. (2017) for miniImageNet; their 0.01 is 0.05 on our mean of five ways.
-_RECOMMENDED: Mapping[str, Any] = {
-    "algo": "maml-adam",
-    "iterations": 60000,
-    "meta_batch_size": 4,
-    "inner_steps": 5,
-    "inner_lr": 0.05,
-    "filters": 32,
-    "downsampling": "pool",
-    "normalization": "transductive",
-    "eval_every": 500,
-    "eval_tasks": 100,
-    "eval_steps": 10,
-    "checkpoint_every": 100,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class CifarFS:
@@ -72,7 +56,7 @@ class CifarFS:
     queries: int = setting(15, "query images of each class", low=1)
     root: str | None = setting(None, "directory of the data; null takes the environment variable METARL_DATA")
 
-    recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
+    recommended: ClassVar[Mapping[str, Any]] = COLOURED
 
     def __post_init__(self) -> None:
         """Refuse more images of a class than there are."""
@@ -123,7 +107,7 @@ class FC100:
     queries: int = setting(15, "query images of each class", low=1)
     root: str | None = setting(None, "directory of the data; null takes the environment variable METARL_DATA")
 
-    recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
+    recommended: ClassVar[Mapping[str, Any]] = COLOURED
 
     def __post_init__(self) -> None:
         """Refuse more images of a class than there are."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,21 @@ from metarl.pooled import Picks
 from metarl.settings import SettingsError, nearest
 
 TURNS = 4  # by 0, 90, 180 and 270 degrees
+# Settings of Finn et al. (2017) for miniImageNet, 1 shot; their 0.01 is 0.05 on our mean of five ways.
+COLOURED: Mapping[str, Any] = {
+    "algo": "maml-adam",
+    "iterations": 60000,
+    "meta_batch_size": 4,
+    "inner_steps": 5,
+    "inner_lr": 0.05,
+    "filters": 32,
+    "downsampling": "pool",
+    "normalization": "transductive",
+    "eval_every": 500,
+    "eval_tasks": 100,
+    "eval_steps": 10,
+    "checkpoint_every": 100,
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from metarl import pooled
 from metarl.envs.fewshot import classes, images
-from metarl.envs.fewshot.classes import Shape
+from metarl.envs.fewshot.classes import COLOURED, Shape
 from metarl.envs.fewshot.images import Listing
 from metarl.families import SPLITS, Shots, ShotSpec, Split, Tasks
 from metarl.pooled import Picks
@@ -41,20 +41,7 @@ class Folder:
     colour: str = setting("rgb", "what is kept of an image", choices=("rgb", "grey"))
     split_seed: int = setting(1, "which classes train, validate and test, where DIR does not say", low=0)
 
-    recommended: ClassVar[Mapping[str, Any]] = {
-        "algo": "maml-adam",
-        "iterations": 60000,
-        "meta_batch_size": 4,
-        "inner_steps": 5,
-        "inner_lr": 0.05,
-        "filters": 32,
-        "downsampling": "pool",
-        "normalization": "transductive",
-        "eval_every": 500,
-        "eval_tasks": 100,
-        "eval_steps": 10,
-        "checkpoint_every": 100,
-    }
+    recommended: ClassVar[Mapping[str, Any]] = COLOURED
 
     def __post_init__(self) -> None:
         """Ask for the directory."""

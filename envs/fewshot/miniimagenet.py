@@ -10,7 +10,7 @@ import numpy as np
 
 from metarl import pooled
 from metarl.envs.fewshot import miniimagenet_files
-from metarl.envs.fewshot.classes import Shape
+from metarl.envs.fewshot.classes import COLOURED, Shape
 from metarl.envs.fewshot.miniimagenet_files import MINI_IMAGENET
 from metarl.families import Shots, ShotSpec, Split, Tasks
 from metarl.pooled import Picks
@@ -36,20 +36,7 @@ class MiniImageNet:
     queries: int = setting(15, "query images of each class", low=1)
     root: str | None = setting(None, "directory of the data; null takes the environment variable METARL_DATA")
 
-    recommended: ClassVar[Mapping[str, Any]] = {
-        "algo": "maml-adam",
-        "iterations": 60000,
-        "meta_batch_size": 4,
-        "inner_steps": 5,
-        "inner_lr": 0.05,
-        "filters": 32,
-        "downsampling": "pool",
-        "normalization": "transductive",
-        "eval_every": 500,
-        "eval_tasks": 100,
-        "eval_steps": 10,
-        "checkpoint_every": 100,
-    }
+    recommended: ClassVar[Mapping[str, Any]] = COLOURED
 
     def __post_init__(self) -> None:
         """Refuse more images of a class than there are."""

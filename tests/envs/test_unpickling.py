@@ -44,7 +44,7 @@ def test_what_python_2_wrote(python2):
     """Its texts are bytes; an array of bytes above 127 is what a wrong encoding fails on."""
     assert IMAGES.max() > 127
     written = python2({**DATA, "numbers": DATA["numbers"].astype("<i4")})
-    theirs = pickle.loads(written, encoding="latin1")
+    theirs = pickle.loads(written, encoding="latin1")  # of our own making; Python's reader is the judge
     assert np.array_equal(theirs["image_data"], IMAGES), "the test's own writer"
     _same(unpickling.load(io.BytesIO(written)))
 
@@ -93,7 +93,7 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path, way, protocol):
 def test_the_malicious_pickles_would_run(tmp_path):
     """Or the test above proves nothing."""
     path = tmp_path / "written"
-    pickle.loads(pickle.dumps(next(_reaches(path))[1]))
+    pickle.loads(pickle.dumps(next(_reaches(path))[1]))  # our own, which writes one file in this test's directory
     assert path.exists()
 
 
