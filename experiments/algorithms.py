@@ -68,7 +68,7 @@ def _main(settings: Settings) -> int:
     if settings.train:
         for name in chosen:
             for seed, label in enumerate(labels[name]):
-                _train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
+                train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
     there = finished(runs, recording.trained(runs, [label for each in labels.values() for label in each]))
     from metarl.run.provenance import provenance
 
@@ -150,7 +150,7 @@ def _plan(env: str, name: str, tiny: bool) -> list[str]:
     return [*words, f"iterations={max(1, -(-budget // of_iteration))}"]
 
 
-def _train(path: pathlib.Path, words: Sequence[str]) -> None:
+def train(path: pathlib.Path, words: Sequence[str]) -> None:
     """Train in a process of its own, and keep the peak of its resident memory beside the run."""
     whole = ["metarl.train", *words, f"run_dir={path}", "resume=auto"]
     print("$ python -m", *whole, flush=True)

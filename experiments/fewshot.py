@@ -1,0 +1,211 @@
+"""Few-shot learning on held-out classes: algorithms by several protocols of normalisation.
+
+    python -m experiments.fewshot                                  omniglot, 5 ways, 1 shot; trains (resumes what is there)
+    python -m experiments.fewshot ways=20 only=[maml-adam]         other tasks, some of the algorithms
+    python -m experiments.fewshot iterations=20000 words=[env.queries=1,algo.lr=0.002]   other settings of the trainings
+    python -m experiments.fewshot train=false                      evaluates what is there
+    python -m experiments.fewshot tiny=true                        a budget of seconds, elsewhere
+
+Every run is a process of its own, and validates on validation classes; its best parameters there are evaluated. So is the number of
+inner updates chosen at which test tasks are compared; results hold the accuracy after every one. Test tasks and their examples are
+the same for all rows. Nothing is tuned on test classes. Runs are kept under ``runs/fewshot/``, results under
+``experiments/results/fewshot/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import algorithms, fewshot_report, recording
+from metarl.run.arguments import parse
+from metarl.run.command import guarded
+from metarl.run.config import algorithm_of
+from metarl.settings import SettingsError, setting
+
+METHODS = ("maml-adam", "fomaml-adam", "reptile", "anil-adam", "meta-sgd-adam", "imaml-adam")
+TINY = {
+    "iterations": "4",
+    "meta_batch_size": "2",
+    "filters": "8",
+    "eval_every": "2",
+    "eval_tasks": "2",
+    "env.queries": "2",
+}
+# what is inserted into the README; other tasks only have their files
+RECORDED = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "glyphs-5w1s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What this experiment can be told."""
+
+    env: str = setting("omniglot", "the family", choices=("omniglot", "glyphs"))
+    ways: int = setting(5, "classes of a task", low=2)
+    shots: int = setting(1, "support images of a class", low=1)
+    queries: int | None = setting(None, "query images of a class of a test task; null: 15, of glyphs 10", low=1)
+    only: tuple[str, ...] = setting((), "train these alone; empty: all")
+    seeds: int = setting(1, "of each algorithm", low=1)
+    iterations: int = setting(6000, "meta-updates of a run", low=1)
+    words: tuple[str, ...] = setting((), "more settings of every training, such as env.queries=1")
+    tasks: int = setting(600, "test tasks", low=2)
+    alone: int = setting(200, "of them also judged query by query, which takes long; 0: none", low=0)
+    steps: int = setting(10, "most inner updates; of Reptile twice, of iMAML a third as many", low=1)
+    tiny: bool = setting(False, "a budget of seconds, under runs/tiny, to see that everything works")
+    train: bool = setting(True, "false evaluates what is there")
+
+    @property
+    def label(self) -> str:
+        """Name of the tasks."""
+        return f"{self.env}-{self.ways}w{self.shots}s"
+
+
+def main() -> int:
+    """Train, evaluate, write."""
+    return guarded(lambda: _main(Settings(**parse(sys.argv[1:], Settings))))
+
+
+def _main(settings: Settings) -> int:
+    if settings.queries is None:  # there are some 16 fonts to a glyph, and Reptile trains on ten shots
+        settings = dataclasses.replace(settings, queries=10 if settings.env == "glyphs" else 15)
+    if settings.tiny:
+        settings = dataclasses.replace(settings, tasks=4, alone=2, queries=3, steps=3)
+    chosen = [algorithm_of("omniglot", name) for name in settings.only] or list(METHODS)
+    strange = [name for name in chosen if name not in METHODS]
+    if strange:
+        raise SettingsError(f"only=[{strange[0]}] is none of this experiment's: {', '.join(METHODS)}")
+    runs, results = recording.folders("fewshot", settings.tiny)
+    runs = runs / settings.label
+    labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in METHODS}
+    if settings.train:
+        for name in chosen:
+            for seed, label in enumerate(labels[name]):
+                algorithms.train(runs / label, [*plan(settings, name), f"seed={seed}"])
+    there = algorithms.finished(runs, recording.trained(runs, [label for each in labels.values() for label in each]))
+    from metarl.run.provenance import provenance
+
+    rows = {
+        name: _row([runs / label for label in each if label in there], settings)
+        for name, each in labels.items()
+        if there & set(each)
+    }
+    result = {
+        **{key: getattr(settings, key) for key in ("env", "ways", "shots", "queries", "tasks", "alone")},
+        "rows": rows,
+        "command": " ".join(["python -m experiments.fewshot", *sys.argv[1:]]),
+        "provenance": provenance(),
+    }
+    recording.write(results / f"{settings.label}.json", result)
+    text = fewshot_report.report(result)
+    print(text)
+    fewshot_report.draw(result, results / f"{settings.label}.png")
+    if not settings.tiny and settings.label in RECORDED:
+        picture = results.relative_to(recording.README.parent) / f"{settings.label}.png"
+        recording.insert(recording.README, mark(settings.label), f"![accuracy by inner updates]({picture})\n\n{text}")
+    return 0
+
+
+def mark(label: str) -> str:
+    """Return what stands before and behind a table in the README."""
+    return f"<!-- fewshot {label} -->"
+
+
+def plan(settings: Settings, name: str) -> list[str]:
+    """Return the settings of a training, later ones before earlier ones: the family's, the method's, the user's."""
+    words = {
+        "env": settings.env,
+        "algo": name,
+        "env.ways": str(settings.ways),
+        "env.shots": str(settings.shots),
+        # as many as the outer loss needs to be smooth; each costs as much as a support image
+        "env.queries": "5" if settings.ways <= 5 else "2",
+        "meta_batch_size": "16",
+        "inner_lr": "0.4",
+        "inner_steps": "1" if settings.ways <= 5 else "5",
+        "iterations": str(settings.iterations),
+        "eval_every": str(max(1, settings.iterations // 40)),
+        "eval_tasks": "100",
+        "eval_steps": "3" if settings.ways <= 5 else "5",
+        "checkpoint_every": "100",
+    }
+    if name == "reptile":
+        # more shots than a test task has, as its authors do: an epoch of a task is all that it learns from
+        words |= {"env.shots": "10", "env.queries": "1", "meta_batch_size": "5", "inner_steps": "5", "inner_lr": "0.1"}
+        words |= {"eval_steps": "5"}
+    else:
+        words |= {"algo.final_lr": "1e-5"}
+    if name in ("meta-sgd-adam", "imaml-adam"):
+        words |= {"inner_steps": "1", "eval_steps": "1"}
+    words |= TINY if settings.tiny else {}
+    words |= dict(_pair(word) for word in settings.words)
+    words = {"algo.decay_steps": words["iterations"]} | words  # the meta step size falls to the end
+    return [f"{key}={value}" for key, value in words.items()]
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise SettingsError(f"words=[{word}] is no key=value; name settings of metarl.train such as env.queries=1")
+    return key, value
+
+
+def _steps(settings: Settings, name: str) -> int:
+    """Most inner updates: Reptile takes many small ones, and an update of iMAML is a whole solution."""
+    return {"reptile": 2 * settings.steps, "imaml-adam": max(1, settings.steps // 3)}.get(name, settings.steps)
+
+
+def _row(runs: Sequence[pathlib.Path], settings: Settings) -> dict[str, Any]:
+    """Evaluate the seeds of one algorithm on the same test tasks, each by its best parameters on validation classes."""
+    from metarl.analysis.agent import load
+    from metarl.analysis.shots import with_shape
+    from metarl.fewshot.protocol import ONE_BY_ONE, protocols
+
+    agents = [load(run, "best") for run in runs]
+    shape = {"ways": settings.ways, "shots": settings.shots, "queries": settings.queries}
+    config, known = agents[0].config, [recording.facts(run) for run in runs]
+    trained = [(with_shape(a.learner, a.config.env, {**a.config.env_settings, **shape}), a.meta) for a in agents]
+    nets = protocols(trained[0][0].domain.net)
+    own, slow = next(iter(nets)), {name: nets.pop(name) for name in [ONE_BY_ONE] if name in nets}
+    points = range(_steps(settings, config.algo) + 1)
+    count = 4 if settings.tiny else 200
+    held = _judged(trained, count, "validation", points, {own: nets[own]})[own]["mean"]
+    best = 1 + int(np.argmax(held[1:]))  # unadapted parameters know nothing of the order of a task's classes
+    found = _judged(trained, settings.tasks, "test", points, nets)
+    if settings.alone and slow:
+        found |= _judged(trained, min(settings.alone, settings.tasks), "test", [best], slow)
+    return {
+        "trained": own,
+        "updates": best,
+        "validation": held,
+        "protocols": found,
+        "iterations": [fact["iterations"] for fact in known],
+        "selected": [agent.iteration for agent in agents],
+        "minutes": [60 * fact["hours"] for fact in known],
+        "commands": [fact["command"] for fact in known],
+        "commits": sorted({commit for fact in known for commit in fact["commits"]}),
+    }
+
+
+def _judged(
+    trained: Sequence[tuple[Any, Any]], count: int, split: Any, points: Sequence[int], nets: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Adapt every seed to tasks of a split, the same for all; return the mean curve of each network."""
+    from metarl.analysis.shots import shot_curves
+    from metarl.learner import TEST, VALIDATION
+
+    stream = (0, TEST if split == "test" else VALIDATION)
+    each = []
+    for learner, meta in trained:
+        tasks = learner.domain.sample_tasks(count, split, stream)
+        each.append(shot_curves(learner, meta, tasks, (*stream, 1), points, nets))
+    curves = {name: np.stack([found[name].values for found in each]) for name in nets}
+    return {name: {"updates": list(points), **recording.mean_of_seeds(values)} for name, values in curves.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
