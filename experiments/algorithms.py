@@ -37,7 +37,7 @@ BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
     "halfcheetah-vel": (32_000_000, ("eval_every=0",)),
 }
 # what is written beside a run when its training has ended, and not before
-_PEAK = "memory.json"
+PEAK = "memory.json"
 TINY = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[8]", "threads=1", "eval_every=0")
 
 
@@ -112,7 +112,7 @@ def finished(runs: pathlib.Path, labels: Sequence[str]) -> set[str]:
     Raises:
         SettingsError: if there is none.
     """
-    there = {label for label in labels if (runs / label / _PEAK).exists()}
+    there = {label for label in labels if (runs / label / PEAK).exists()}
     if not there:
         raise SettingsError(f"no run under {runs} has come to its end; leave train=false out")
     return there
@@ -157,7 +157,7 @@ def train(path: pathlib.Path, words: Sequence[str]) -> None:
     status, mib = peak.run([sys.executable, "-m", *whole])
     if status:
         sys.exit(status)
-    kept = path / _PEAK
+    kept = path / PEAK
     # a run that was there already only looks at itself, and takes less
     before = json.loads(kept.read_text(encoding="utf-8"))["peak_mib"] if kept.exists() else 0.0
     recording.write(kept, {"peak_mib": max(before, mib)})
@@ -185,7 +185,7 @@ def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
     table = np.array(values).T  # (points, seeds)
     known = [recording.facts(run) for run in runs]
     facts = known[0]
-    peaks = [json.loads((run / _PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
+    peaks = [json.loads((run / PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
     return {
         "mean": table.mean(1).tolist(),
         "ci95_over_seeds": interval(table).tolist(),

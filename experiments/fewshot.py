@@ -1,15 +1,16 @@
-"""Few-shot learning on held-out classes: algorithms by several protocols of normalisation.
+"""Few-shot learning on held-out classes: algorithms and references, by several protocols of normalisation.
 
     python -m experiments.fewshot                                  omniglot, 5 ways, 1 shot; trains (resumes what is there)
-    python -m experiments.fewshot ways=20 only=[maml-adam]         other tasks, some of the algorithms
+    python -m experiments.fewshot ways=20 only=[maml-adam]         other tasks, some of the trainings
     python -m experiments.fewshot iterations=20000 words=[env.queries=1,algo.lr=0.002]   other settings of the trainings
     python -m experiments.fewshot train=false                      evaluates what is there
     python -m experiments.fewshot tiny=true                        a budget of seconds, elsewhere
 
-Every run is a process of its own, and validates on validation classes; its best parameters there are evaluated. So is the number of
-inner updates chosen at which test tasks are compared; results hold the accuracy after every one. Test tasks and their examples are
-the same for all rows. Nothing is tuned on test classes. Runs are kept under ``runs/fewshot/``, results under
-``experiments/results/fewshot/``.
+Every run of an algorithm is a process of its own, and validates on validation classes; its best parameters there are evaluated. So
+is the number of inner updates chosen at which test tasks are compared; results hold the accuracy after every one. Test tasks and
+their examples are the same for all rows. Nothing is tuned on test classes. The references (``transfer`` and ``prototypes``, trained
+in this process, and neighbours of pixels) are in ``experiments.fewshot_references``. Runs are kept under ``runs/fewshot/``, results
+under ``experiments/results/fewshot/``.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from experiments import algorithms, fewshot_report, recording
-from metarl.run.arguments import parse
+from metarl.run import arguments
 from metarl.run.command import guarded
 from metarl.run.config import algorithm_of
 from metarl.settings import SettingsError, setting
 
+TRAININGS = ("transfer", "prototypes")  # of the references
 METHODS = ("maml-adam", "fomaml-adam", "reptile", "anil-adam", "meta-sgd-adam", "imaml-adam")
 TINY = {
     "iterations": "4",
@@ -37,6 +39,8 @@ TINY = {
     "eval_tasks": "2",
     "env.queries": "2",
 }
+HELD = 200  # validation tasks that choose the number of updates
+EPISODE_WAYS = {"omniglot": 60, "glyphs": 20}  # classes of a prototypical episode, more than a test task has
 # what is inserted into the README; other tasks only have their files
 RECORDED = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "glyphs-5w1s")
 
@@ -51,13 +55,15 @@ class Settings:
     queries: int | None = setting(None, "query images of a class of a test task; null: 15, of glyphs 10", low=1)
     only: tuple[str, ...] = setting((), "train these alone; empty: all")
     seeds: int = setting(1, "of each algorithm", low=1)
-    iterations: int = setting(6000, "meta-updates of a run", low=1)
+    iterations: int = setting(6000, "meta-updates of an algorithm's run", low=1)
+    reference_iterations: int = setting(6000, "steps of a reference's training", low=1)
     words: tuple[str, ...] = setting((), "more settings of every training, such as env.queries=1")
     tasks: int = setting(600, "test tasks", low=2)
     alone: int = setting(200, "of them also judged query by query, which takes long; 0: none", low=0)
     steps: int = setting(10, "most inner updates; of Reptile twice, of iMAML a third as many", low=1)
     tiny: bool = setting(False, "a budget of seconds, under runs/tiny, to see that everything works")
     train: bool = setting(True, "false evaluates what is there")
+    evaluate: bool = setting(True, "false only trains")
 
     @property
     def label(self) -> str:
@@ -67,33 +73,38 @@ class Settings:
 
 def main() -> int:
     """Train, evaluate, write."""
-    return guarded(lambda: _main(Settings(**parse(sys.argv[1:], Settings))))
+    return guarded(lambda: _main(Settings(**arguments.parse(sys.argv[1:], Settings))))
 
 
 def _main(settings: Settings) -> int:
     if settings.queries is None:  # there are some 16 fonts to a glyph, and Reptile trains on ten shots
         settings = dataclasses.replace(settings, queries=10 if settings.env == "glyphs" else 15)
     if settings.tiny:
-        settings = dataclasses.replace(settings, tasks=4, alone=2, queries=3, steps=3)
-    chosen = [algorithm_of("omniglot", name) for name in settings.only] or list(METHODS)
-    strange = [name for name in chosen if name not in METHODS]
-    if strange:
-        raise SettingsError(f"only=[{strange[0]}] is none of this experiment's: {', '.join(METHODS)}")
+        settings = dataclasses.replace(settings, tasks=4, alone=2, queries=3, steps=3, reference_iterations=4)
+    chosen = _chosen(settings.only)
     runs, results = recording.folders("fewshot", settings.tiny)
     runs = runs / settings.label
     labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in METHODS}
     if settings.train:
-        for name in chosen:
+        for name in [name for name in METHODS if name in chosen]:
             for seed, label in enumerate(labels[name]):
                 algorithms.train(runs / label, [*plan(settings, name), f"seed={seed}"])
-    there = algorithms.finished(runs, recording.trained(runs, [label for each in labels.values() for label in each]))
+    from experiments import fewshot_references
+
+    domain = _domain(settings)
+    networks = _networks(domain, runs, settings, chosen)
+    if not settings.evaluate:
+        return 0
+    rows = {}
+    for name, each in labels.items():
+        finished = [runs / label for label in each if (runs / label / algorithms.PEAK).exists()]
+        rows |= {name: _row(finished, settings)} if finished else {}
+    if not rows and not any(networks.values()):
+        raise SettingsError(f"no run under {runs} has come to its end; leave train=false out")
+    tasks = fewshot_references.Tasks(domain, settings.tasks, 4 if settings.tiny else HELD)
+    rows |= fewshot_references.neighbours(tasks) | fewshot_references.rows(tasks, networks)
     from metarl.run.provenance import provenance
 
-    rows = {
-        name: _row([runs / label for label in each if label in there], settings)
-        for name, each in labels.items()
-        if there & set(each)
-    }
     result = {
         **{key: getattr(settings, key) for key in ("env", "ways", "shots", "queries", "tasks", "alone")},
         "rows": rows,
@@ -108,6 +119,53 @@ def _main(settings: Settings) -> int:
         picture = results.relative_to(recording.README.parent) / f"{settings.label}.png"
         recording.insert(recording.README, mark(settings.label), f"![accuracy by inner updates]({picture})\n\n{text}")
     return 0
+
+
+def _chosen(only: Sequence[str]) -> list[str]:
+    """Return what is to be trained."""
+    names = [name if name in TRAININGS else algorithm_of("omniglot", name) for name in only]
+    for name in names:
+        if name not in (*METHODS, *TRAININGS):
+            raise SettingsError(f"only=[{name}] is none of this experiment's: {', '.join((*METHODS, *TRAININGS))}")
+    return names or [*METHODS, *TRAININGS]
+
+
+def _domain(settings: Settings) -> Any:
+    """Return the domain of the test tasks, with the network of the trainings before any."""
+    import metarl
+    from metarl.analysis.shots import shot_domain
+
+    words = arguments.read(plan(settings, "maml-adam"))
+    shape = {"ways": settings.ways, "shots": settings.shots, "queries": settings.queries}
+    env = {**words.env_settings, **shape}
+    learner = metarl.build(
+        words.env, "maml-adam", env_settings=env, algo_settings=words.algo_settings, **words.settings
+    )
+    return shot_domain(learner)
+
+
+def _networks(domain: Any, runs: pathlib.Path, settings: Settings, chosen: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the networks of the references; those that are not chosen are not trained, but taken where they are there."""
+    import torch
+
+    from experiments.fewshot_networks import Plan, trained
+    from metarl.nets import Conv4
+
+    if not isinstance(domain.net, Conv4):
+        print("The references have convolutional networks; this one is another, and they are left out.")
+        return {}
+    before, found = torch.get_num_threads(), {}
+    torch.set_num_threads(domain.workers.threads)  # a training is one batch after the other
+    try:
+        for kind in TRAININGS:
+            ways, some = max(settings.ways, EPISODE_WAYS[settings.env]), (2, 4) if settings.tiny else (40, 100)
+            plans = [Plan(kind, settings.reference_iterations, seed, ways, *some) for seed in range(settings.seeds)]
+            train = settings.train and kind in chosen
+            each = [trained(runs / f"{kind}-s{plan.seed}", plan, domain, train) for plan in plans]
+            found[kind] = [network for network in each if network is not None]
+    finally:
+        torch.set_num_threads(before)
+    return found
 
 
 def mark(label: str) -> str:
@@ -162,17 +220,17 @@ def _steps(settings: Settings, name: str) -> int:
 def _row(runs: Sequence[pathlib.Path], settings: Settings) -> dict[str, Any]:
     """Evaluate the seeds of one algorithm on the same test tasks, each by its best parameters on validation classes."""
     from metarl.analysis.agent import load
-    from metarl.analysis.shots import with_shape
+    from metarl.analysis.shots import shot_domain, with_shape
     from metarl.fewshot.protocol import ONE_BY_ONE, protocols
 
     agents = [load(run, "best") for run in runs]
     shape = {"ways": settings.ways, "shots": settings.shots, "queries": settings.queries}
     config, known = agents[0].config, [recording.facts(run) for run in runs]
     trained = [(with_shape(a.learner, a.config.env, {**a.config.env_settings, **shape}), a.meta) for a in agents]
-    nets = protocols(trained[0][0].domain.net)
+    nets = protocols(shot_domain(trained[0][0]).net)
     own, slow = next(iter(nets)), {name: nets.pop(name) for name in [ONE_BY_ONE] if name in nets}
     points = range(_steps(settings, config.algo) + 1)
-    count = 4 if settings.tiny else 200
+    count = 4 if settings.tiny else HELD
     held = _judged(trained, count, "validation", points, {own: nets[own]})[own]["mean"]
     best = 1 + int(np.argmax(held[1:]))  # unadapted parameters know nothing of the order of a task's classes
     found = _judged(trained, settings.tasks, "test", points, nets)

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 # where the statistics come from that normalise a query
-PROTOCOLS = {"transductive": "transductive", "support": "support statistics", "one-by-one": "one query at a time"}
+PROTOCOLS = {
+    "transductive": "transductive",
+    "support": "support statistics",
+    "one-by-one": "one query at a time",
+    "running": "running statistics",
+    "": "no network",
+}
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -19,8 +25,9 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [
         f"`{result['env']}`, {result['ways']} ways, {result['shots']} shots: accuracy in % on {result['tasks']} test tasks{alone}"
         f" of {result['queries']} queries a class, mean ± 95 % interval over tasks. By whose statistics a query is normalised: all"
-        " queries' (transductive), the support set's, or those of the support set with that query alone. Parameters: the best on"
-        " validation classes; number of updates: the best on 200 validation tasks.",
+        " queries' (transductive), the support set's, those of the support set with that query alone, or training's (running)."
+        " Parameters: the best on validation classes; number of updates, and what a reference has to choose: the best on 200"
+        " validation tasks.",
         "",
         f"| method | updates | {' | '.join(columns.values())} | trained with | iterations | best at | minutes | seeds |",
         "| --- |" + " --- |" * (len(columns) + 6),
@@ -30,21 +37,24 @@ def report(result: Mapping[str, Any]) -> str:
         made = [_range(row["iterations"]), _range(row["selected"]), _range(row["minutes"], ".0f")]
         lines.append(
             f"| {name} | {row['updates'] or ''} | {' | '.join(cells)} | {row['trained']} | {' | '.join(made)} |"
-            f" {len(row['commands'])} |"
+            f" {len(row['iterations']) or ''} |"
         )
     origin = result["provenance"]
     commits = sorted({commit for row in rows.values() for commit in row["commits"]})
-    lines += ["", "Commands:", "", "```", *[command for row in rows.values() for command in row["commands"]]]
-    lines += [result["command"], "```", "", f"Commits: {', '.join(commits)}; evaluation {origin['commit']}."]
-    return "\n".join(
-        [*lines, f"Hardware: {origin['cpu']}, {origin['cores']} cores. Versions: {origin['versions']}.", ""]
-    )
+    every = [*(command for row in rows.values() for command in row["commands"]), result["command"]]
+    lines += ["", "Commands:", "", "```", *dict.fromkeys(every), "```", ""]
+    lines += [
+        f"Commits: {', '.join(commits)}; evaluation {origin['commit']}.",
+        f"Hardware: {origin['cpu']}, {origin['cores']} cores. Versions: {origin['versions']}.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _columns(result: Mapping[str, Any]) -> dict[str, str]:
     """Return the protocols by which any row was judged, with their headings."""
     found = {name: None for row in result["rows"].values() for name in row["protocols"]}
-    return {name: PROTOCOLS.get(name, name or "not normalised") for name in [*PROTOCOLS, *found] if name in found}
+    return {name: PROTOCOLS.get(name, name) for name in [*PROTOCOLS, *found] if name in found}
 
 
 def _cell(row: Mapping[str, Any], protocol: str) -> str:
@@ -52,13 +62,15 @@ def _cell(row: Mapping[str, Any], protocol: str) -> str:
     found = row["protocols"].get(protocol)
     if found is None:
         return ""
-    at = found["updates"].index(row["updates"])
+    at = found["updates"].index(found.get("chosen_updates", row["updates"]))
     mean, (low, high) = found["mean"][at], found["ci95"][at]
     return f"{100 * mean:.2f} ± {50 * (high - low):.2f}"
 
 
 def _range(values: Sequence[float], form: str = "") -> str:
     """Return a number, or the least and the greatest of several."""
+    if not values:
+        return ""
     ends = dict.fromkeys(format(value, form) for value in (min(values), max(values)))
     return " to ".join(ends)
 

@@ -42,15 +42,17 @@ def _run(monkeypatch, *words):
 
 
 def test_from_training_to_table(small, monkeypatch, capsys):
-    """Two methods, one of them trained on other tasks than it is tested on; then one more seed beside what is there."""
-    assert _run(monkeypatch, "env=glyphs", "tiny=true", "only=[maml-adam,reptile]") == 0
+    """Two methods, one of them trained on other tasks than it is tested on, and references; then one more seed beside them."""
+    assert _run(monkeypatch, "env=glyphs", "tiny=true", "only=[maml-adam,reptile,transfer,prototypes]") == 0
     assert _run(monkeypatch, "env=glyphs", "tiny=true", "only=[maml]", "seeds=2") == 0
     text = capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith(("| maml", "| reptile"))] == [
-        *("maml-adam", "reptile") * 2
-    ]
+    shown = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith(("| maml", "| reptile"))]
+    assert shown == ["maml-adam", "reptile"] * 2
     result = json.loads((small / "results" / "glyphs-5w1s.json").read_text())
-    assert list(result["rows"]) == ["maml-adam", "reptile"]
+    pixels = ["nearest neighbour, euclidean", "nearest neighbour, cosine"]
+    assert list(result["rows"]) == [
+        *("maml-adam", "reptile", *pixels, "prototypical network", "transfer, frozen", "transfer, fine-tuned")
+    ]
     row = result["rows"]["maml-adam"]
     assert len(row["commands"]) == len(row["selected"]) == 2
     assert row["selected"] == [load(small / "glyphs-5w1s" / f"maml-adam-s{seed}", "best").iteration for seed in (0, 1)]
