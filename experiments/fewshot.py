@@ -3,6 +3,7 @@
     python -m experiments.fewshot                                  omniglot, 5 ways, 1 shot; trains (resumes what is there)
     python -m experiments.fewshot ways=20 only=[maml-adam]         other tasks, some of the trainings
     python -m experiments.fewshot iterations=20000 words=[env.queries=1,algo.lr=0.002]   other settings of the trainings
+    python -m experiments.fewshot env=sinusoid                     regression, beside the paper's errors
     python -m experiments.fewshot train=false                      evaluates what is there
     python -m experiments.fewshot tiny=true                        a budget of seconds, elsewhere
 
@@ -49,13 +50,13 @@ RECORDED = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s"
 class Settings:
     """What this experiment can be told."""
 
-    env: str = setting("omniglot", "the family", choices=("omniglot", "glyphs"))
+    env: str = setting("omniglot", "the family", choices=("omniglot", "glyphs", "sinusoid"))
     ways: int = setting(5, "classes of a task", low=2)
     shots: int = setting(1, "support images of a class", low=1)
     queries: int | None = setting(None, "query images of a class of a test task; null: 15, of glyphs 10", low=1)
-    only: tuple[str, ...] = setting((), "train these alone; empty: all")
-    seeds: int = setting(1, "of each algorithm", low=1)
-    iterations: int = setting(6000, "meta-updates of an algorithm's run", low=1)
+    only: tuple[str, ...] = setting((), "train these alone; empty: all (of images)")
+    seeds: int | None = setting(None, "of each algorithm; null: 1, of sinusoid 3", low=1)
+    iterations: int | None = setting(None, "meta-updates of an algorithm's run; null: 6000, of sinusoid 20000", low=1)
     reference_iterations: int = setting(6000, "steps of a reference's training", low=1)
     words: tuple[str, ...] = setting((), "more settings of every training, such as env.queries=1")
     tasks: int = setting(600, "test tasks", low=2)
@@ -77,10 +78,9 @@ def main() -> int:
 
 
 def _main(settings: Settings) -> int:
-    if settings.queries is None:  # there are some 16 fonts to a glyph, and Reptile trains on ten shots
-        settings = dataclasses.replace(settings, queries=10 if settings.env == "glyphs" else 15)
-    if settings.tiny:
-        settings = dataclasses.replace(settings, tasks=4, alone=2, queries=3, steps=3, reference_iterations=4)
+    settings = completed(settings)
+    if settings.env == "sinusoid":
+        return _sinusoids(settings)
     chosen = _chosen(settings.only)
     runs, results = recording.folders("fewshot", settings.tiny)
     runs = runs / settings.label
@@ -95,7 +95,7 @@ def _main(settings: Settings) -> int:
     networks = _networks(domain, runs, settings, chosen)
     if not settings.evaluate:
         return 0
-    rows = {}
+    rows: dict[str, Any] = {}
     for name, each in labels.items():
         finished = [runs / label for label in each if (runs / label / algorithms.PEAK).exists()]
         rows |= {name: _row(finished, settings)} if finished else {}
@@ -119,6 +119,38 @@ def _main(settings: Settings) -> int:
         picture = results.relative_to(recording.README.parent) / f"{settings.label}.png"
         recording.insert(recording.README, mark(settings.label), f"![accuracy by inner updates]({picture})\n\n{text}")
     return 0
+
+
+def completed(settings: Settings) -> Settings:
+    """Return the settings with what the family and ``tiny`` say in place of what the user did not."""
+    sinusoid = settings.env == "sinusoid"
+    queries = (
+        10 if settings.env == "glyphs" else 15
+    )  # there are some 16 fonts to a glyph, and Reptile trains on ten shots
+    usual = {"queries": queries, "seeds": 3 if sinusoid else 1, "iterations": 20000 if sinusoid else 6000}
+    settings = dataclasses.replace(settings, **{k: v for k, v in usual.items() if getattr(settings, k) is None})
+    small = {"tasks": 4, "alone": 2, "queries": 3, "steps": 3, "reference_iterations": 4}
+    return dataclasses.replace(settings, **small) if settings.tiny else settings
+
+
+def _sinusoids(settings: Settings) -> int:
+    """Regression has no classes, and references of its own."""
+    from experiments import sinusoids
+
+    meant = [name for name in ("ways", "shots", "queries", "only", "alone", "steps") if given(name)]
+    if meant:
+        raise SettingsError(
+            f"{meant[0]}= has no effect with env=sinusoid, which has 5 and 10 shots and references of its own"
+        )
+    iterations, seeds = settings.iterations or 1, settings.seeds or 1
+    held = 4 if settings.tiny else HELD
+    scale = sinusoids.Scale(iterations, seeds, settings.tasks, held, settings.words, settings.tiny)
+    return sinusoids.run(scale, settings.train, settings.evaluate)
+
+
+def given(name: str) -> bool:
+    """Tell whether a setting stands on the command line."""
+    return any(word.startswith(f"{name}=") for word in sys.argv[1:])
 
 
 def _chosen(only: Sequence[str]) -> list[str]:

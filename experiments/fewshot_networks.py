@@ -158,7 +158,7 @@ def _episodes(plan: Plan, domain: ShotDomain, backbone: Backbone) -> tuple[Loss,
         drawn = drawing.sample_tasks(1, "train", seed)
         support, query = drawing.draw(drawn, drawing.seeds(seed, 1))
         features = backbone(torch.cat([support.inputs[0], query.inputs[0]])).unsqueeze(0)
-        seen, asked = features.split([support.num_samples, query.num_samples], 1)
+        seen, asked = features[:, : support.num_samples], features[:, support.num_samples :]
         logits = prototype_logits(seen, support.targets, asked, plan.ways)
         return functional.cross_entropy(logits[0], query.targets[0])
 

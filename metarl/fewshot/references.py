@@ -102,7 +102,7 @@ def fit_head(features: Tensor, targets: Tensor, ways: int, strength: float) -> P
         return total
 
     with torch.enable_grad():
-        optimizer.step(objective)
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
     return {"head.weight": weight.detach().to(scale.dtype) / scale, "head.bias": bias.detach().to(scale.dtype)}
 
 
