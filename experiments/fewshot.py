@@ -53,10 +53,10 @@ class Settings:
     env: str = setting("omniglot", "the family", choices=("omniglot", "glyphs", "sinusoid"))
     ways: int = setting(5, "classes of a task", low=2)
     shots: int = setting(1, "support images of a class", low=1)
-    queries: int | None = setting(None, "query images of a class of a test task; null: 15, of glyphs 10", low=1)
+    queries: int = setting(0, "query images of a class of a test task; 0: 15, of glyphs 10", low=0)
     only: tuple[str, ...] = setting((), "train these alone; empty: all (of images)")
-    seeds: int | None = setting(None, "of each algorithm; null: 1, of sinusoid 3", low=1)
-    iterations: int | None = setting(None, "meta-updates of an algorithm's run; null: 6000, of sinusoid 20000", low=1)
+    seeds: int = setting(0, "of each algorithm; 0: 1, of sinusoid 3", low=0)
+    iterations: int = setting(0, "meta-updates of an algorithm's run; 0: 6000, of sinusoid 20000", low=0)
     reference_iterations: int = setting(6000, "steps of a reference's training", low=1)
     words: tuple[str, ...] = setting((), "more settings of every training, such as env.queries=1")
     tasks: int = setting(600, "test tasks", low=2)
@@ -78,9 +78,9 @@ def main() -> int:
 
 
 def _main(settings: Settings) -> int:
-    settings = completed(settings)
     if settings.env == "sinusoid":
         return _sinusoids(settings)
+    settings = completed(settings)
     chosen = _chosen(settings.only)
     runs, results = recording.folders("fewshot", settings.tiny)
     runs = runs / settings.label
@@ -128,7 +128,7 @@ def completed(settings: Settings) -> Settings:
         10 if settings.env == "glyphs" else 15
     )  # there are some 16 fonts to a glyph, and Reptile trains on ten shots
     usual = {"queries": queries, "seeds": 3 if sinusoid else 1, "iterations": 20000 if sinusoid else 6000}
-    settings = dataclasses.replace(settings, **{k: v for k, v in usual.items() if getattr(settings, k) is None})
+    settings = dataclasses.replace(settings, **{k: v for k, v in usual.items() if not getattr(settings, k)})
     small = {"tasks": 4, "alone": 2, "queries": 3, "steps": 3, "reference_iterations": 4}
     return dataclasses.replace(settings, **small) if settings.tiny else settings
 
@@ -137,20 +137,17 @@ def _sinusoids(settings: Settings) -> int:
     """Regression has no classes, and references of its own."""
     from experiments import sinusoids
 
-    meant = [name for name in ("ways", "shots", "queries", "only", "alone", "steps") if given(name)]
-    if meant:
-        raise SettingsError(
-            f"{meant[0]}= has no effect with env=sinusoid, which has 5 and 10 shots and references of its own"
-        )
-    iterations, seeds = settings.iterations or 1, settings.seeds or 1
+    usual = Settings()
+    for name in ("ways", "shots", "queries", "only", "alone", "steps", "reference_iterations"):
+        if getattr(settings, name) != getattr(usual, name):
+            raise SettingsError(
+                f"{name}= has no effect with env=sinusoid, which has 5 and 10 shots and references of its own"
+            )
+    settings = completed(settings)
     held = 4 if settings.tiny else HELD
-    scale = sinusoids.Scale(iterations, seeds, settings.tasks, held, settings.words, settings.tiny)
+    numbers = (settings.iterations, settings.seeds, settings.tasks, held)
+    scale = sinusoids.Scale(*numbers, settings.words, settings.tiny)
     return sinusoids.run(scale, settings.train, settings.evaluate)
-
-
-def given(name: str) -> bool:
-    """Tell whether a setting stands on the command line."""
-    return any(word.startswith(f"{name}=") for word in sys.argv[1:])
 
 
 def _chosen(only: Sequence[str]) -> list[str]:

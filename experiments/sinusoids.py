@@ -1,7 +1,7 @@
 """Sinusoid regression as in the MAML paper: MAML, a pretrained network that is fine-tuned, and an oracle.
 
-Part of ``python -m experiments.fewshot env=sinusoid``. All are trained on tasks of 10 points and evaluated with 5 and with 10 on the
-same test tasks. MAML keeps training's step size; that of fine-tuning is chosen on validation tasks.
+Part of ``python -m experiments.fewshot env=sinusoid``. All are trained on tasks of 10 points and evaluated with 5 and with 10 on
+the same test tasks. MAML keeps training's step size; that of fine-tuning is chosen on validation tasks.
 """
 
 from __future__ import annotations

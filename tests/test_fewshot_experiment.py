@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import metarl
-from experiments import algorithms, fewshot, fewshot_report, recording
+from experiments import algorithms, fewshot, fewshot_report, recording, sinusoids
 from metarl import train
 from metarl.analysis.agent import load
 from metarl.analysis.shots import shot_domain
@@ -69,7 +69,7 @@ def test_from_training_to_table(small, monkeypatch, capsys):
 @pytest.mark.parametrize("ways", [5, 20])
 def test_plans_are_legal(name, ways):
     """Catches a training of hours that is refused, and a schedule that does not end with the training."""
-    settings = fewshot.Settings(ways=ways, queries=15, iterations=123, words=("env.queries=3", "inner_lr=0.25"))
+    settings = fewshot.Settings(ways=ways, iterations=123, words=("env.queries=3", "inner_lr=0.25"))
     words = fewshot.plan(settings, name)
     arguments.check(words)
     assert {"algo.decay_steps=123", "iterations=123", "env.queries=3", "inner_lr=0.25", f"env.ways={ways}"} <= set(
@@ -80,7 +80,7 @@ def test_plans_are_legal(name, ways):
 
 
 def test_a_schedule_ends_with_the_iterations_that_the_user_gives():
-    settings = fewshot.Settings(words=("iterations=77",))
+    settings = fewshot.completed(fewshot.Settings(words=("iterations=77",)))
     assert {"iterations=77", "algo.decay_steps=77"} <= set(fewshot.plan(settings, "maml-adam"))
 
 
@@ -100,10 +100,10 @@ def test_the_table_by_hand():
     assert lines[3].startswith("| two | 1 |  |  | 90.00 ± 2.00 | group |")
 
 
-@pytest.mark.parametrize("label", fewshot.RECORDED)
-def test_the_marks_are_there(label):
+@pytest.mark.parametrize("mark", [*map(fewshot.mark, fewshot.RECORDED), sinusoids.MARK])
+def test_the_marks_are_there(mark):
     """A training of hours must not end in a refusal."""
-    assert (ROOT / recording.README).read_text(encoding="utf-8").count(fewshot.mark(label)) == 2
+    assert (ROOT / recording.README).read_text(encoding="utf-8").count(mark) == 2
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,8 @@ def test_the_marks_are_there(label):
         (["only=[promp]"], "only=[promp] is none of this experiment's: "),
         (["only=[nope]"], "Unknown algorithm 'nope'. "),
         (["words=[5]"], "words=[5] is no key=value"),
+        (["env=sinusoid", "ways=3"], "ways= has no effect with env=sinusoid"),
+        (["env=glyphs", "train=false"], "no run under runs/tiny/fewshot/glyphs-5w1s has come to its end"),
     ],
 )
 def test_mistakes_end_with_one_line(small, monkeypatch, capsys, words, said):
@@ -124,3 +126,60 @@ def test_reinforcement_learning_has_no_protocols():
     """Catches a traceback in the middle of an evaluation."""
     with pytest.raises(SettingsError, match="labelled shots"):
         shot_domain(metarl.build("navigation-2d"))
+
+
+def test_sinusoids_from_training_to_table(small, monkeypatch, capsys):
+    """MAML's seeds, both references, the paper's numbers; the fits are those of the evaluation's parameters."""
+    monkeypatch.setattr(recording, "python", lambda module, *words: train.main(list(words)))
+    assert _run(monkeypatch, "env=sinusoid", "tiny=true", "seeds=2") == 0
+    text = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert [line[:2] for line in lines[2:]] == [
+        *(["maml", "5"], ["maml, the paper's", "5"], ["maml", "10"]),
+        *(
+            ["pretrained", "5"],
+            ["pretrained, the paper's", "5"],
+            ["pretrained", "10"],
+            ["oracle", "5"],
+            ["oracle", "10"],
+        ),
+    ]
+    assert lines[3][3:6] == ["0.67", "0.38", "0.35"]
+    assert lines[-1][3:] == ["", "", "", "1", "not adapted"]
+    result = json.loads((small / "results" / "sinusoid.json").read_text())
+    assert len(result["rows"]["maml"]["5"]["each_seed"]) == 2
+    assert len(result["rows"]["maml"]["5"]["mean"]) == 11
+    assert {path.name for path in (small / "results").iterdir()} == {
+        "sinusoid.json",
+        "sinusoid.png",
+        "sinusoid-fits.png",
+    }
+    agent = load(small / "sinusoid" / "maml-s0", "best")
+    learner = sinusoids._shaped(agent, 5)
+    tasks = learner.domain.sample_tasks(4, "test", (0, 2))
+    drawn = sinusoids.fits(agent, learner, tasks, (), 3)
+    judged = sinusoids._judged("maml", [agent], 5, sinusoids.Scale(1, 1, 4, 2))
+    assert judged["rates"] == [[]]
+    support, query = learner.domain.draw(tasks, learner.domain.seeds((0, 2, 1), 4))
+    errors = np.zeros((4, 4))
+    for task in range(4):
+        params = {name: value.clone().requires_grad_() for name, value in agent.meta.items()}
+        for step in range(4):
+            errors[task, step] = (_wave(params, query.inputs[task]) - query.targets[task]).square().mean().item()
+            if step == 3:
+                break
+            loss = (_wave(params, support.inputs[task]) - support.targets[task]).square().mean()
+            gradients = torch.autograd.grad(loss, list(params.values()))
+            stepped = {n: v - 0.01 * g for (n, v), g in zip(params.items(), gradients, strict=True)}
+            params = {name: value.detach().requires_grad_() for name, value in stepped.items()}
+        found = _wave(params, torch.linspace(-5, 5, 200)[:, None])[:, 0].detach().numpy()
+        np.testing.assert_allclose(drawn[task], found, rtol=1e-3, atol=1e-4)
+    assert judged["mean"][:4] == pytest.approx(errors.mean(0), rel=1e-4)
+
+
+def _wave(params, x):
+    """The little network by hand, of layers in the order of its parameters."""
+    values = list(params.values())
+    for weight, bias in zip(values[:-2:2], values[1:-2:2], strict=True):
+        x = torch.relu(x @ weight + bias)
+    return x @ values[-2] + values[-1]
