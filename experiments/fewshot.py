@@ -115,22 +115,47 @@ def _main(settings: Settings) -> int:
     text = fewshot_report.report(result)
     print(text)
     fewshot_report.draw(result, results / f"{settings.label}.png")
+    shown = {settings.label: "accuracy by inner updates"}
+    method = next((name for name in METHODS if name in rows), None)
+    if method is not None:
+        _draw_tasks(runs / labels[method][0], settings, rows[method]["updates"], results)
+        shown[f"{settings.label}-tasks"] = "two test tasks, before and after adapting"
     if not settings.tiny and settings.label in RECORDED:
-        picture = results.relative_to(recording.README.parent) / f"{settings.label}.png"
-        recording.insert(recording.README, mark(settings.label), f"![accuracy by inner updates]({picture})\n\n{text}")
+        where = results.relative_to(recording.README.parent)
+        pictures = "\n\n".join(f"![{caption}]({where}/{name}.png)" for name, caption in shown.items())
+        recording.insert(recording.README, mark(settings.label), f"{pictures}\n\n{text}")
     return 0
+
+
+def _draw_tasks(run: pathlib.Path, settings: Settings, updates: int, results: pathlib.Path) -> None:
+    """Draw the first two test tasks, with what a run answers before and after adapting."""
+    from experiments import fewshot_pictures
+    from metarl.analysis.agent import load
+    from metarl.analysis.shots import with_shape
+    from metarl.learner import TEST
+
+    agent = load(run, "best")
+    shape = {"ways": settings.ways, "shots": settings.shots, "queries": settings.queries}
+    learner = with_shape(agent.learner, agent.config.env, {**agent.config.env_settings, **shape})
+    tasks = learner.domain.sample_tasks(2, "test", (0, TEST))
+    found = fewshot_pictures.answers(learner, agent.meta, tasks, (0, TEST, 1), updates)
+    title = f"{agent.config.algo}, {learner.domain.protocol}, {updates} updates"
+    fewshot_pictures.draw_episodes(found, title, results / f"{settings.label}-tasks.png")
 
 
 def completed(settings: Settings) -> Settings:
     """Return the settings with what the family and ``tiny`` say in place of what the user did not."""
     sinusoid = settings.env == "sinusoid"
-    queries = (
-        10 if settings.env == "glyphs" else 15
-    )  # there are some 16 fonts to a glyph, and Reptile trains on ten shots
-    usual = {"queries": queries, "seeds": 3 if sinusoid else 1, "iterations": 20000 if sinusoid else 6000}
-    settings = dataclasses.replace(settings, **{k: v for k, v in usual.items() if not getattr(settings, k)})
-    small = {"tasks": 4, "alone": 2, "queries": 3, "steps": 3, "reference_iterations": 4}
-    return dataclasses.replace(settings, **small) if settings.tiny else settings
+    settings = dataclasses.replace(
+        settings,
+        # there are some 16 fonts to a glyph, and Reptile trains on ten shots
+        queries=settings.queries or (10 if settings.env == "glyphs" else 15),
+        seeds=settings.seeds or (3 if sinusoid else 1),
+        iterations=settings.iterations or (20000 if sinusoid else 6000),
+    )
+    if not settings.tiny:
+        return settings
+    return dataclasses.replace(settings, tasks=4, alone=2, queries=3, steps=3, reference_iterations=4)
 
 
 def _sinusoids(settings: Settings) -> int:
