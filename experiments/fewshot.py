@@ -3,6 +3,7 @@
     python -m experiments.fewshot                                  omniglot, 5 ways, 1 shot; trains (resumes what is there)
     python -m experiments.fewshot ways=20 only=[maml-adam]         other tasks, some of the trainings
     python -m experiments.fewshot iterations=20000 words=[env.queries=1,algo.lr=0.002]   other settings of the trainings
+    python -m experiments.fewshot only=[maml-adam-support,maml-adam-group]   MAML trained with other normalisations
     python -m experiments.fewshot env=sinusoid                     regression, beside the paper's errors
     python -m experiments.fewshot train=false                      evaluates what is there
     python -m experiments.fewshot tiny=true                        a budget of seconds, elsewhere
@@ -32,6 +33,8 @@ from metarl.settings import SettingsError, setting
 
 TRAININGS = ("transfer", "prototypes")  # of the references
 METHODS = ("maml-adam", "fomaml-adam", "reptile", "anil-adam", "meta-sgd-adam", "imaml-adam")
+# MAML on networks that were trained with other normalisations; only where they are asked for by ``only=``
+VARIANTS = {f"maml-adam-{kind}": kind for kind in ("support", "task", "group", "none")}
 TINY = {
     "iterations": "4",
     "meta_batch_size": "2",
@@ -84,9 +87,9 @@ def _main(settings: Settings) -> int:
     chosen = _chosen(settings.only)
     runs, results = recording.folders("fewshot", settings.tiny)
     runs = runs / settings.label
-    labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in METHODS}
+    labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in (*METHODS, *VARIANTS)}
     if settings.train:
-        for name in [name for name in METHODS if name in chosen]:
+        for name in [name for name in labels if name in chosen]:
             for seed, label in enumerate(labels[name]):
                 algorithms.train(runs / label, [*plan(settings, name), f"seed={seed}"])
     from experiments import fewshot_references
@@ -98,7 +101,7 @@ def _main(settings: Settings) -> int:
     rows: dict[str, Any] = {}
     for name, each in labels.items():
         finished = [runs / label for label in each if (runs / label / algorithms.PEAK).exists()]
-        rows |= {name: _row(finished, settings)} if finished else {}
+        rows |= {name: _row(finished, settings, domain.workers)} if finished else {}
     if not rows and not any(networks.values()):
         raise SettingsError(f"no run under {runs} has come to its end; leave train=false out")
     tasks = fewshot_references.Tasks(domain, settings.tasks, 4 if settings.tiny else HELD)
@@ -177,10 +180,11 @@ def _sinusoids(settings: Settings) -> int:
 
 def _chosen(only: Sequence[str]) -> list[str]:
     """Return what is to be trained."""
-    names = [name if name in TRAININGS else algorithm_of("omniglot", name) for name in only]
+    known = (*METHODS, *VARIANTS, *TRAININGS)
+    names = [name if name in known else algorithm_of("omniglot", name) for name in only]
     for name in names:
-        if name not in (*METHODS, *TRAININGS):
-            raise SettingsError(f"only=[{name}] is none of this experiment's: {', '.join((*METHODS, *TRAININGS))}")
+        if name not in known:
+            raise SettingsError(f"only=[{name}] is none of this experiment's: {', '.join(known)}")
     return names or [*METHODS, *TRAININGS]
 
 
@@ -231,7 +235,7 @@ def plan(settings: Settings, name: str) -> list[str]:
     """Return the settings of a training, later ones before earlier ones: the family's, the method's, the user's."""
     words = {
         "env": settings.env,
-        "algo": name,
+        "algo": "maml-adam" if name in VARIANTS else name,
         "env.ways": str(settings.ways),
         "env.shots": str(settings.shots),
         # as many as the outer loss needs to be smooth; each costs as much as a support image
@@ -253,6 +257,7 @@ def plan(settings: Settings, name: str) -> list[str]:
         words |= {"algo.final_lr": "1e-5"}
     if name in ("meta-sgd-adam", "imaml-adam"):
         words |= {"inner_steps": "1", "eval_steps": "1"}
+    words |= {"normalization": VARIANTS[name]} if name in VARIANTS else {}
     words |= TINY if settings.tiny else {}
     words |= dict(_pair(word) for word in settings.words)
     words = {"algo.decay_steps": words["iterations"]} | words  # the meta step size falls to the end
@@ -271,8 +276,11 @@ def _steps(settings: Settings, name: str) -> int:
     return {"reptile": 2 * settings.steps, "imaml-adam": max(1, settings.steps // 3)}.get(name, settings.steps)
 
 
-def _row(runs: Sequence[pathlib.Path], settings: Settings) -> dict[str, Any]:
-    """Evaluate the seeds of one algorithm on the same test tasks, each by its best parameters on validation classes."""
+def _row(runs: Sequence[pathlib.Path], settings: Settings, workers: Any) -> dict[str, Any]:
+    """Evaluate the seeds of one algorithm on the same test tasks, each by its best parameters on validation classes.
+
+    However few threads a run was trained with, it is evaluated with all of ``workers``.
+    """
     from metarl.analysis.agent import load
     from metarl.analysis.shots import shot_domain, with_shape
     from metarl.fewshot.protocol import ONE_BY_ONE, protocols
@@ -280,7 +288,9 @@ def _row(runs: Sequence[pathlib.Path], settings: Settings) -> dict[str, Any]:
     agents = [load(run, "best") for run in runs]
     shape = {"ways": settings.ways, "shots": settings.shots, "queries": settings.queries}
     config, known = agents[0].config, [recording.facts(run) for run in runs]
-    trained = [(with_shape(a.learner, a.config.env, {**a.config.env_settings, **shape}), a.meta) for a in agents]
+    trained = [
+        (with_shape(a.learner, a.config.env, {**a.config.env_settings, **shape}, workers), a.meta) for a in agents
+    ]
     nets = protocols(shot_domain(trained[0][0]).net)
     own, slow = next(iter(nets)), {name: nets.pop(name) for name in [ONE_BY_ONE] if name in nets}
     points = range(_steps(settings, config.algo) + 1)

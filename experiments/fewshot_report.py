@@ -76,26 +76,45 @@ def _range(values: Sequence[float], form: str = "") -> str:
 
 
 def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Draw accuracy against inner updates with intervals over tasks, one panel for each protocol that has a curve."""
+    """Draw accuracy against inner updates with intervals over tasks, one panel for each protocol that has a curve.
+
+    What does not adapt by updates is a level; pixels, which no network normalises, are the same level in every panel.
+    """
     from matplotlib.figure import Figure
 
     rows, columns = result["rows"], _columns(result)
-    points = {p: max(len(row["protocols"].get(p, {}).get("updates", ())) for row in rows.values()) for p in columns}
-    shown = [protocol for protocol in columns if points[protocol] > 1]
-    figure = Figure(figsize=(5.5 * max(1, len(shown)), 4.4), layout="constrained")
+    shown = [p for p in columns if any(len(_curve(row, p)["mean"]) > 1 for row in rows.values())]
+    figure = Figure(figsize=(5.2 * max(1, len(shown)), 4.8), layout="constrained")
     panels = figure.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0]
     for axes, protocol in zip(panels, shown, strict=False):
-        for name, row in rows.items():
-            curve = row["protocols"].get(protocol, {"updates": [0]})
-            if len(curve["updates"]) < 2:
-                continue
-            mean, ends = np.array(curve["mean"]), np.array(curve["ci95"])
-            (line,) = axes.plot(curve["updates"], mean, marker="o", ms=3, label=name)
-            axes.fill_between(curve["updates"], *ends.T, color=line.get_color(), alpha=0.2, linewidth=0)
+        for index, (name, row) in enumerate(rows.items()):
+            curve = _curve(row, protocol) if protocol in row["protocols"] else _curve(row, "")
+            _line(axes, curve, name, index)
         axes.set_title(columns[protocol], fontsize=10)
         axes.set_xlabel("inner updates")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, mean and 95 % interval over tasks")
-    panels[0].legend(fontsize=8)
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 1 + len(handles)), fontsize=8
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def _curve(row: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
+    empty: Mapping[str, Any] = {"updates": [], "mean": [], "ci95": []}
+    return row["protocols"].get(protocol, empty)
+
+
+def _line(axes: Any, curve: Mapping[str, Any], name: str, index: int) -> None:
+    """Draw a curve, or a level where there is one point only; the same row has the same colour in all panels."""
+    colour = f"C{index % 10}"
+    if len(curve["mean"]) > 1:
+        axes.plot(curve["updates"], curve["mean"], marker="o", ms=3, color=colour, label=name)
+        axes.fill_between(curve["updates"], *np.array(curve["ci95"]).T, color=colour, alpha=0.2, linewidth=0)
+    elif curve["mean"]:
+        axes.axhline(curve["mean"][0], color=colour, linestyle="--", linewidth=1, label=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -9,14 +10,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import metarl
-from experiments import algorithms, fewshot, fewshot_report, recording, sinusoids
-from metarl import train
+from experiments import algorithms, fewshot, fewshot_report, normalizations, recording, sinusoids
+from metarl import families, train
 from metarl.analysis.agent import load
 from metarl.analysis.shots import shot_domain
+from metarl.envs.fewshot import classes
 from metarl.run import arguments
 from metarl.settings import SettingsError
+from tests.fewshot.conftest import COUNT, EACH, IMAGES, SIDE, Patterns
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,6 +40,22 @@ def small(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
+@dataclasses.dataclass(frozen=True)
+class Faint(Patterns):
+    """The toy with twelve examples of a class, each of them a third of its pattern and the rest noise."""
+
+    def pick(self, tasks, seeds):
+        return classes.pick(self.shape, tasks.values.astype(int), np.full(COUNT, 12), seeds)
+
+    def pool(self):
+        return _FAINT
+
+
+_FAINT = np.concatenate([IMAGES.reshape(COUNT, EACH, -1)] * 2, axis=1)[:, :12] // 3
+_FAINT = _FAINT + np.random.default_rng(1).integers(0, 170, _FAINT.shape)
+_FAINT = _FAINT.astype(np.uint8).reshape(-1, 1, SIDE, SIDE)
+
+
 def _run(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["x", *words])
     return fewshot.main()
@@ -43,6 +63,7 @@ def _run(monkeypatch, *words):
 
 def test_from_training_to_table(small, monkeypatch, capsys):
     """Two methods, one of them trained on other tasks than it is tested on, and references; then one more seed beside them."""
+    monkeypatch.setitem(families._registered, "glyphs", Faint)
     only = "only=[maml-adam,reptile,transfer,prototypes]"
     assert _run(monkeypatch, "env=glyphs", "tiny=true", only, "evaluate=false") == 0
     assert not (small / "results").exists()
@@ -68,7 +89,7 @@ def test_from_training_to_table(small, monkeypatch, capsys):
     assert [path.name for path in small.parents[2].iterdir()] == ["runs"]
 
 
-@pytest.mark.parametrize("name", fewshot.METHODS)
+@pytest.mark.parametrize("name", [*fewshot.METHODS, *fewshot.VARIANTS])
 @pytest.mark.parametrize("ways", [5, 20])
 def test_plans_are_legal(name, ways):
     """Catches a training of hours that is refused, and a schedule that does not end with the training."""
@@ -103,7 +124,31 @@ def test_the_table_by_hand():
     assert lines[3].startswith("| two | 1 |  |  | 90.00 ± 2.00 | group |")
 
 
-@pytest.mark.parametrize("mark", [*map(fewshot.mark, fewshot.RECORDED), sinusoids.MARK])
+def test_the_picture_by_hand(monkeypatch, tmp_path):
+    """Catches curves in another protocol's panel, levels that are missing or curves that became levels, and colours that change."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+
+    def curve(*means):
+        return {"updates": list(range(len(means))), "mean": list(means), "ci95": [[m - 0.1, m + 0.1] for m in means]}
+
+    rows = {
+        "a": {"protocols": {"transductive": curve(0.2, 0.7), "one-by-one": curve(0.6)}},
+        "pixels": {"protocols": {"": curve(0.4)}},
+        "b": {"protocols": {"support": curve(0.2, 0.3, 0.5), "transductive": curve(0.8)}},
+    }
+    fewshot_report.draw({"rows": rows}, tmp_path / "x.png")
+    found = [
+        {line.get_label(): (list(map(float, line.get_ydata())), line.get_color()) for line in axes.lines}
+        for axes in figures[0].axes
+    ]
+    assert [axes.get_title() for axes in figures[0].axes] == ["transductive", "support statistics"]
+    level = ([0.4, 0.4], "C1")
+    assert found[0] == {"a": ([0.2, 0.7], "C0"), "pixels": level, "b": ([0.8, 0.8], "C2")}
+    assert found[1] == {"pixels": level, "b": ([0.2, 0.3, 0.5], "C2")}
+
+
+@pytest.mark.parametrize("mark", [*map(fewshot.mark, fewshot.RECORDED), sinusoids.MARK, normalizations.MARK])
 def test_the_marks_are_there(mark):
     """A training of hours must not end in a refusal."""
     assert (ROOT / recording.README).read_text(encoding="utf-8").count(mark) == 2

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from metarl.analysis.curves import Curve
+from metarl.core.parallel import Workers
 from metarl.core.params import Params, detach, expand
 from metarl.domain import Seed
 from metarl.families import Tasks, make
@@ -65,14 +66,17 @@ def shot_domain(learner: MetaLearner) -> ShotDomain:
     return learner.domain
 
 
-def with_shape(learner: MetaLearner, env: str, settings: Mapping[str, object]) -> MetaLearner:
+def with_shape(
+    learner: MetaLearner, env: str, settings: Mapping[str, object], workers: Workers | None = None
+) -> MetaLearner:
     """Return the learner on tasks of other settings (shots and queries of a class, say), with the data it has loaded.
 
     Args:
         learner: on few-shot tasks.
         env: its family.
         settings: all settings of the new tasks, which must not change the data.
+        workers: threads of the same device; None keeps training's.
     """
-    return dataclasses.replace(
-        learner, domain=dataclasses.replace(shot_domain(learner), family=make(env, **dict(settings)))
-    )
+    domain = dataclasses.replace(shot_domain(learner), family=make(env, **dict(settings)))
+    domain = domain if workers is None else dataclasses.replace(domain, workers=workers)
+    return dataclasses.replace(learner, domain=domain)
