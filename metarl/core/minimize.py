@@ -19,10 +19,10 @@ _ARMIJO = 1e-4
 # more than this part of what has been won since the start.
 _GIVEN_BACK = 1e-3
 # No step goes where the gradient is more than so many times as long as at the start: that is no way to where it vanishes,
-# but where losses made of likelihood ratios lead, which fall without end. A factor of 2 cost navigation-2d good steps.
-_LONGEST_GRADIENT = 4.0
-# A step that was refused is shortened to the minimum of a parabola, within these limits; to the first where there is none.
-_SHORTEST_CUT, _LONGEST_CUT = 0.1, 0.5
+# but where losses made of likelihood ratios lead, which fall without end. A factor of 4 slows badly scaled problems down.
+_LONGEST_GRADIENT = 10.0
+# A step that was refused is shortened to the minimum of a parabola, within these limits; to the first if there is none.
+_SHORTEST_CUT, _LONGEST_CUT = 0.01, 0.5
 
 
 class Minimum(NamedTuple):
