@@ -53,7 +53,8 @@ def minimize(
     $$ x \leftarrow x - s H \nabla f(x), \qquad H \approx (\nabla^2 f)^{-1} \text{ from the last steps} $$
 
     All rows are evaluated together, once an iteration, value and gradient at once; each has its own H, shortens its own
-    step where a trial is refused, stays where it is meanwhile, and ends when its gradient has shrunk by ``tolerance``. A
+    step where a trial is refused, stays where it is meanwhile, and ends when its gradient has shrunk by ``tolerance``, or the
+    part of a step that is left is rounding. A
     trial that is worse, or not finite, is never taken: a row whose start is not finite stays at it.
 
     Args:
@@ -70,10 +71,10 @@ def minimize(
     now = _Place(start, *functions(start))
     begin, norm = now.value, _norm(now.gradient)
     first = norm
-    memory = _Memory.empty(start)
+    memory, shortest = _Memory.empty(start), torch.finfo(start.dtype).eps
     scale, length = torch.full_like(begin, first_step), torch.ones_like(begin)
     for _ in range(evaluations - 1):
-        moving = norm > tolerance * first  # not where it is NaN
+        moving = (norm > tolerance * first) & (length > shortest)  # not where it is NaN
         if not bool(moving.any()):
             break
         direction = memory.apply(scale, now.gradient)
