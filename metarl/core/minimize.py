@@ -53,9 +53,8 @@ def minimize(
     $$ x \leftarrow x - s H \nabla f(x), \qquad H \approx (\nabla^2 f)^{-1} \text{ from the last steps} $$
 
     All rows are evaluated together, once an iteration, value and gradient at once; each has its own H, shortens its own
-    step where a trial is refused, stays where it is meanwhile, and ends when its gradient has shrunk by ``tolerance``, or the
-    part of a step that is left is rounding. A
-    trial that is worse, or not finite, is never taken: a row whose start is not finite stays at it.
+    step where a trial is refused, stays where it is meanwhile, and ends when its gradient has shrunk by ``tolerance``, or
+    its step to rounding. A trial that is worse, or not finite, is never taken: a row whose start is not finite stays at it.
 
     Args:
         functions: values and gradients.
