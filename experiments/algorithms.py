@@ -37,7 +37,7 @@ BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
     "halfcheetah-vel": (16_000_000, ("threads=1", "eval_every=0", "meta_batch_size=20")),
 }
 # what is written beside a run when its training has ended, and not before
-_PEAK = "memory.json"
+PEAK = "memory.json"
 TINY = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[8]", "threads=1", "eval_every=0")
 
 
@@ -68,7 +68,7 @@ def _main(settings: Settings) -> int:
     if settings.train:
         for name in chosen:
             for seed, label in enumerate(labels[name]):
-                _train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
+                train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
     there = finished(runs, recording.trained(runs, [label for each in labels.values() for label in each]))
     from metarl.run.provenance import provenance
 
@@ -112,7 +112,7 @@ def finished(runs: pathlib.Path, labels: Sequence[str]) -> set[str]:
     Raises:
         SettingsError: if there is none.
     """
-    there = {label for label in labels if (runs / label / _PEAK).exists()}
+    there = {label for label in labels if (runs / label / PEAK).exists()}
     if not there:
         raise SettingsError(f"no run under {runs} has come to its end; leave train=false out")
     return there
@@ -150,14 +150,14 @@ def _plan(env: str, name: str, tiny: bool) -> list[str]:
     return [*words, f"iterations={max(1, -(-budget // of_iteration))}"]
 
 
-def _train(path: pathlib.Path, words: Sequence[str]) -> None:
+def train(path: pathlib.Path, words: Sequence[str]) -> None:
     """Train in a process of its own, and keep the peak of its resident memory beside the run."""
     whole = ["metarl.train", *words, f"run_dir={path}", "resume=auto"]
     print("$ python -m", *whole, flush=True)
     status, mib = peak.run([sys.executable, "-m", *whole])
     if status:
         sys.exit(status)
-    kept = path / _PEAK
+    kept = path / PEAK
     # a run that was there already only looks at itself, and takes less
     before = json.loads(kept.read_text(encoding="utf-8"))["peak_mib"] if kept.exists() else 0.0
     recording.write(kept, {"peak_mib": max(before, mib)})
@@ -185,7 +185,7 @@ def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
     table = np.array(values).T  # (points, seeds)
     known = [recording.facts(run) for run in runs]
     facts = known[0]
-    peaks = [json.loads((run / _PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
+    peaks = [json.loads((run / PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
     return {
         "mean": table.mean(1).tolist(),
         "ci95_over_seeds": interval(table).tolist(),
