@@ -34,7 +34,7 @@ POINTS = (0, 1, 3)
 BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
     "navigation-2d": (1_500_000, ("threads=1", "eval_every=0", "meta_batch_size=20", "episodes_per_task=10")),
     "sinusoid": (2_000_000, ("threads=1", "eval_every=0")),
-    "halfcheetah-vel": (32_000_000, ("eval_every=0",)),
+    "halfcheetah-vel": (16_000_000, ("threads=1", "eval_every=0", "meta_batch_size=20")),
 }
 # what is written beside a run when its training has ended, and not before
 PEAK = "memory.json"
