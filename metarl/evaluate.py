@@ -44,6 +44,11 @@ class EvaluateSettings:
         above=0,
     )
     tune: bool = setting(False, "choose the step sizes on 20 validation tasks, for every run by itself")
+    normalization: str | None = setting(
+        None,
+        "whose statistics normalise a query (few-shot); null: those that the run was trained with",
+        choices=("transductive", "support", "one-by-one"),
+    )
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
     seed: int = setting(0, "of tasks and rollouts", low=0)
     device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
@@ -127,6 +132,8 @@ def _check(settings: EvaluateSettings, config: RunConfig) -> None:
         for name in ("episodes", "rollouts", "video"):
             if getattr(settings, name):
                 raise SettingsError(f"{name}= belongs to reinforcement learning; {config.env} has labelled shots")
+    elif settings.normalization:
+        raise SettingsError(f"normalization= belongs to few-shot learning; {config.env} is reinforcement learning")
 
 
 def _refuse_other_problem(ours: RunConfig, theirs: RunConfig, name: str) -> None:
@@ -166,6 +173,7 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     from metarl.run.provenance import provenance
 
     agents = {name: load(path, settings.checkpoint, settings.device) for name, path in paths.items()}
+    agents = {name: _judged_by(name, agent, settings.normalization) for name, agent in agents.items()}
     for name, agent in agents.items():
         _refuse_rates(name, agent, settings)
     first = next(iter(agents.values()))
@@ -202,6 +210,22 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
                 say(f"{name}  {what} after {by}  {shown}")
     say(f"written: {_text(out)}/curve.json, curve.csv, curve.png")
     return 0
+
+
+def _judged_by(name: str, agent: Agent, normalization: str | None) -> Agent:
+    """Return an agent whose queries are normalised in another way than in training, which changes no parameter."""
+    if normalization is None:
+        return agent
+    from metarl.analysis.shots import shot_domain
+    from metarl.fewshot import protocols
+
+    domain = shot_domain(agent.learner)
+    nets = protocols(domain.net)
+    if normalization not in nets:
+        own = f"it has {', '.join(nets)} alone" if all(nets) else "it has none"
+        raise SettingsError(f"normalization={normalization} does not fit the network of {name}: {own}; leave it out")
+    domain = dataclasses.replace(domain, net=nets[normalization])
+    return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, domain=domain))
 
 
 def _stream(settings: EvaluateSettings) -> tuple[int, int]:

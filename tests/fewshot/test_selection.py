@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from metarl import families, train
+from metarl import evaluate, families, train
 from metarl.analysis.agent import load
+from metarl.analysis.shots import shot_curves
 from metarl.families import SPLITS
-from metarl.learner import VALIDATION
+from metarl.fewshot import protocols
+from metarl.learner import TEST, VALIDATION
 from tests.fewshot.conftest import COUNT
 
 WORDS = (
@@ -68,3 +70,27 @@ def test_a_resumed_run_remembers_its_best(run, monkeypatch):
     assert train.main([*words, "iterations=10", f"run_dir={path}", "resume=auto"]) == 0
     assert load(path, "last").iteration == 10
     assert load(path, "best").iteration == before.iteration
+
+
+def test_a_run_is_evaluated_by_other_protocols(run, monkeypatch, capsys):
+    """Catches training's protocol under another's name, and a network that has none."""
+    path, _ = run
+    shown = {}
+    for name in ("transductive", "support", "one-by-one"):
+        assert evaluate.main([f"run={path}", f"normalization={name}", "tasks=9", "steps=2", "checkpoint=best"]) == 0
+        assert f"accuracy ({name} normalisation) after updates" in capsys.readouterr().out
+        curve = json.loads((path / "evaluation" / "curve.json").read_text())
+        shown[name] = np.array(curve["runs"]["run"]["values"])
+    agent = load(path, "best")
+    tasks = agent.learner.domain.sample_tasks(9, "test", (0, TEST))
+    nets = protocols(agent.learner.domain.net)
+    wanted = shot_curves(agent.learner, agent.meta, tasks, (0, TEST, 1), (0, 1, 2), nets)
+    assert shown.keys() == wanted.keys()
+    for name, values in shown.items():
+        np.testing.assert_allclose(values, wanted[name].values, atol=1e-6)
+    words = [word for word in WORDS if not word.startswith("filters")]
+    assert train.main([*words, "network=mlp", f"run_dir={path.parent / 'mlp'}"]) == 0
+    capsys.readouterr()
+    assert evaluate.main([f"run={path.parent / 'mlp'}", "normalization=support"]) == 2
+    reason = "normalization=support does not fit the network of mlp: it has none; leave it out"
+    assert capsys.readouterr().err == f"error: {reason}\n"
