@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from metarl import families
-from metarl.core.adapt import Path
+from metarl.core.adapt import Once, Path
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed, Statistics
 from metarl.families import FamilyError, ShotFamily, Shots, ShotSpec, Split, Tasks
-from metarl.fewshot.losses import LOSSES, Judgement, ShotBatch, ShotLoss
+from metarl.fewshot.losses import LOSSES, Judgement, ShotBatch, ShotLoss, features_of
 from metarl.nets.net import Net, Normalized
 from metarl.pooled import LEVELS, Picks, Pooled
 from metarl.settings import SettingsError
@@ -77,6 +77,10 @@ class ShotDomain:
         """Nobody acts."""
         del coefficient
         return None
+
+    def once(self, adapting: Collection[str]) -> Once | None:
+        """Return what evaluates the network's body once, where the last layer alone adapts."""
+        return features_of(self.net, adapting)
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh meta-parameters."""
