@@ -90,19 +90,19 @@ def _main(settings: Settings) -> int:
     print(text)
     if not settings.tiny:
         out = pathlib.Path("experiments/results/algorithms")
-        recording.write(out / f"{settings.env}.json", _null_for_nan(result))
+        recording.write(out / f"{settings.env}.json", null_for_nan(result))
         draw(result, out / f"{settings.env}.png")
         picture = f"![adaptation by algorithm]({(out / f'{settings.env}.png').relative_to(recording.README.parent)})"
         recording.insert(recording.README, f"<!-- algorithms {settings.env} -->", f"{picture}\n\n{text}")
     return 0
 
 
-def _null_for_nan(value: Any) -> Any:
+def null_for_nan(value: Any) -> Any:
     """Return a result with null for what diverged: JSON has no other word for it."""
     if isinstance(value, dict):
-        return {key: _null_for_nan(one) for key, one in value.items()}
+        return {key: null_for_nan(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_null_for_nan(one) for one in value]
+        return [null_for_nan(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -114,7 +114,7 @@ def _main(settings: Settings) -> int:
         "command": " ".join(["python -m experiments.fewshot", *sys.argv[1:]]),
         "provenance": provenance(),
     }
-    recording.write(results / f"{settings.label}.json", result)
+    recording.write(results / f"{settings.label}.json", algorithms.null_for_nan(result))
     text = fewshot_report.report(result)
     print(text)
     fewshot_report.draw(result, results / f"{settings.label}.png")
@@ -296,7 +296,7 @@ def _row(runs: Sequence[pathlib.Path], settings: Settings, workers: Any) -> dict
     points = range(_steps(settings, config.algo) + 1)
     count = 4 if settings.tiny else HELD
     held = _judged(trained, count, "validation", points, {own: nets[own]})[own]["mean"]
-    best = 1 + int(np.argmax(held[1:]))  # unadapted parameters know nothing of the order of a task's classes
+    best = best_updates(held)
     found = _judged(trained, settings.tasks, "test", points, nets)
     if settings.alone and slow:
         found |= _judged(trained, min(settings.alone, settings.tasks), "test", [best], slow)
@@ -311,6 +311,14 @@ def _row(runs: Sequence[pathlib.Path], settings: Settings, workers: Any) -> dict
         "commands": [fact["command"] for fact in known],
         "commits": sorted({commit for fact in known for commit in fact["commits"]}),
     }
+
+
+def best_updates(held: Sequence[float]) -> int:
+    """Return the number of updates with the greatest mean; scores that are no numbers, of diverged tasks, are the least.
+
+    None at all are no answer: unadapted parameters know nothing of the order of a task's classes.
+    """
+    return 1 + int(np.nan_to_num(np.array(held[1:]), nan=-1.0).argmax())
 
 
 def _judged(

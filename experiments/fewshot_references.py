@@ -123,7 +123,8 @@ def _row(
 
 def _best(held: dict[float, Scores], kind: str) -> tuple[float, int]:
     """Return the choice and the place among the points with the greatest mean over seeds and tasks."""
-    means = {choice: scores[kind].mean((0, 2)) for choice, scores in held.items()}
+    # what is no number has diverged, and is the worst
+    means = {choice: np.nan_to_num(scores[kind].mean((0, 2)), nan=-1.0) for choice, scores in held.items()}
     choice = max(means, key=lambda one: float(means[one].max()))
     return choice, int(means[choice].argmax())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,6 +65,8 @@ def _cell(row: Mapping[str, Any], protocol: str) -> str:
         return ""
     at = found["updates"].index(found.get("chosen_updates", row["updates"]))
     mean, (low, high) = found["mean"][at], found["ci95"][at]
+    if not math.isfinite(mean):
+        return "diverged"
     return f"{100 * mean:.2f} ± {50 * (high - low):.2f}"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import recording
+from experiments import algorithms, recording
 from metarl.analysis.agent import Agent, load
 from metarl.analysis.curves import adapt, tune_rates, update_curve, with_rates
 from metarl.analysis.shots import shot_domain, with_shape
@@ -87,7 +87,7 @@ def run(scale: Scale, train: bool, evaluate: bool) -> int:
         "command": " ".join(["python -m experiments.fewshot", *sys.argv[1:]]),
         "provenance": provenance(),
     }
-    recording.write(results / "sinusoid.json", result)
+    recording.write(results / "sinusoid.json", algorithms.null_for_nan(result))
     text = report(result)
     print(text)
     draw_errors(result, results / "sinusoid.png")

@@ -251,7 +251,7 @@ def test_what_diverges_is_said_and_written(tmp_path):
     origin = {"cpu": "x", "cores": 1, "versions": {}}
     result = {"env": "e", "tasks": 2, "budget": 1e6, "rows": rows, "command": "", "provenance": origin}
     assert "| 2.00 [0.00, 2.00] | diverged |" in compared.report(result)
-    recording.write(tmp_path / "x.json", compared._null_for_nan(result))
+    recording.write(tmp_path / "x.json", compared.null_for_nan(result))
     assert json.loads((tmp_path / "x.json").read_text())["rows"]["a"]["mean"] == [1.0, 2.0, None]
     compared.draw(result, tmp_path / "x.png")
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 import metarl
-from experiments import algorithms, fewshot, fewshot_report, normalizations, recording, sinusoids
+from experiments import algorithms, fewshot, fewshot_references, fewshot_report, normalizations, recording, sinusoids
 from metarl import families, train
 from metarl.analysis.agent import load
 from metarl.analysis.shots import shot_domain
@@ -122,6 +122,19 @@ def test_the_table_by_hand():
     assert lines[0].startswith("| method | updates | transductive | one query at a time | group | trained with |")
     assert lines[2] == "| one | 1 | 90.00 ± 2.00 | 75.00 ± 5.00 |  | transductive | 10 | 5 to 9 | 1 to 3 | 2 |"
     assert lines[3].startswith("| two | 1 |  |  | 90.00 ± 2.00 | group |")
+
+
+def test_what_diverges_is_never_the_best(tmp_path):
+    """``argmax`` takes what is no number for the greatest, and JSON has no word for it: an evaluation of minutes would be lost."""
+    nan = float("nan")
+    assert fewshot.best_updates([0.9, 0.3, nan, 0.5, nan]) == 3
+    assert fewshot.best_updates([0.9, nan]) == 1
+    curve = {"updates": [0, 1], "mean": [0.2, nan], "ci95": [[0.1, 0.3], [nan, nan]]}
+    assert fewshot_report._cell({"updates": 1, "protocols": {"support": curve}}, "support") == "diverged"
+    fewshot_report.draw({"rows": {"a": {"protocols": {"support": curve}}}}, tmp_path / "x.png")
+    scores = {0.1: {"support": np.full((2, 3, 4), 0.5)}, 0.2: {"support": np.full((2, 3, 4), nan)}}
+    scores[0.2]["support"][:, 0] = 0.6
+    assert fewshot_references._best(scores, "support") == (0.2, 0)
 
 
 def test_the_picture_by_hand(monkeypatch, tmp_path):
