@@ -43,10 +43,11 @@ _ANALYSIS = {"torch", "numpy", "scipy", "matplotlib", "imageio", "PIL", "gymnasi
 LAYERS |= {
     "learner": (_BELOW, {"torch"}),
     "run": ({*_BELOW, "learner"}, _RUN),
-    "analysis": ({*_BELOW, "learner", "run"}, _ANALYSIS),
+    "analysis": ({*_BELOW, "rules", "learner", "run"}, _ANALYSIS),
     "testing": ({*_BELOW, "learner"}, {"torch", "numpy", "safetensors"}),
     "train": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "evaluate": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
+    "diagnose": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
 }
 LAYERS["metarl"] = (set(LAYERS) - {"envs"}, set())
 _ANYTHING = {*_RUN, *_ANALYSIS, "stable_baselines3"}

@@ -30,8 +30,8 @@ def write(result: Mapping[str, Any], out: pathlib.Path, by: str) -> None:
         fresh = pathlib.Path(name)
         (fresh / "curve.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _write_csv(fresh / "curve.csv", result)
-        with (fresh / "groups.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(groups.table(result))
+        with (fresh / "groups.csv").open("w", newline="", encoding="utf-8") as table:
+            csv.writer(table).writerows(groups.table(result))
         plots.adaptation(result, fresh / "curve.png", by)
         _keep_other(result, out)
         for file in sorted(fresh.iterdir()):
