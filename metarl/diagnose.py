@@ -119,7 +119,7 @@ def _diagnose(settings: DiagnoseSettings, agent: Agent, argv: Sequence[str]) -> 
     for name in settings.only or READING:
         try:
             found[name] = _COMPUTED[name](run)
-            say(f"{name}  {_COMPUTED_AS_TEXT[name](found[name])}\n    {READING[name]}")
+            say(f"{name}  {TEXTS[name](found[name])}\n    {READING[name]}")
         except SettingsError as error:
             found[name] = {"not_applicable": str(error)}
             say(f"{name}  not applicable: {error}")
@@ -256,7 +256,7 @@ def _risk_text(found: Mapping[str, Any]) -> str:
     return f"R = {found['ratio']:.2f} [{low:.2f}, {high:.2f}]{warning}"
 
 
-_COMPUTED_AS_TEXT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "risk": _risk_text,
     "alignment": lambda f: (
         f"cosine {f['mean_cosine']:.3f}, rank correlation with the first gain {f['correlation']:.2f}"

@@ -70,7 +70,7 @@ def _main(argv: list[str]) -> int:
 
     paths = [pathlib.Path(path) for path in (settings.run, *settings.compare)]
     configs = [read_config(path) for path in paths]
-    runs = dict(zip(_names(paths), paths, strict=True))
+    runs = dict(zip(names(paths), paths, strict=True))
     _check(settings, configs[0])
     for name, config in zip(runs, configs, strict=True):
         _refuse_other_problem(configs[0], config, name)
@@ -91,16 +91,16 @@ def _listed(token: str) -> str:
     return f"{key}=[{text}]" if lone else token
 
 
-def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+def names(paths: Sequence[pathlib.Path]) -> list[str]:
     """Return the runs' names: the shortest ends of their paths that tell all of them apart."""
     every = [path.resolve().parts for path in paths]
-    names = []
+    found = []
     for path, parts in zip(paths, every, strict=True):
         if every.count(parts) > 1:
             raise SettingsError(f"{path} is named twice; name every run once")
         length = next(n for n in range(1, len(parts) + 1) if sum(other[-n:] == parts[-n:] for other in every) == 1)
-        names.append(_text("/".join(parts[-length:])))
-    return names
+        found.append(_text("/".join(parts[-length:])))
+    return found
 
 
 def _text(path: str | pathlib.Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import metarl
-from metarl import algorithms, diagnose, evaluate, families, listing, train
+from metarl import algorithms, diagnose, evaluate, families, listing, report, train
 from metarl.core.params import ravel
 from metarl.run import arguments, metrics
 
@@ -53,6 +53,7 @@ def test_there_is_something_to_test():
         "metarl.train",
         "metarl.evaluate",
         "metarl.diagnose",
+        "metarl.report",
         "metarl.algorithms",
         "metarl.families",
     }
@@ -81,6 +82,9 @@ def test_the_diagnosis_is_legal_and_described(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (command,) = (c for c in COMMANDS if c.startswith("metarl.diagnose"))
     assert diagnose.main(shlex.split(command)[1:]) == 2
+    assert capsys.readouterr().err.startswith("error: runs/x does not exist; ")
+    (command,) = (c for c in COMMANDS if c.startswith("metarl.report"))
+    assert report.main(shlex.split(command)[1:]) == 2
     assert capsys.readouterr().err.startswith("error: runs/x does not exist; ")
     table = README[README.index("| | question |") :].split("\n\n")[0]
     assert [name for name in diagnose.READING if f"`{name}`" not in table] == []
