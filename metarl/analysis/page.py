@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-import metarl
 from metarl.analysis import groups, plots
 from metarl.run.directory import METRICS, PROVENANCE, read_config
 from metarl.settings import SettingsError
 
-_TEMPLATE = pathlib.Path(metarl.__file__).with_name("pages") / "report.html"
+_TEMPLATE = pathlib.Path(__file__).parents[1] / "pages" / "report.html"
 
 
 class Sources(NamedTuple):
