@@ -196,7 +196,7 @@ def loop(p: Problem) -> Way:
                 gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
                 phi = {name: value - LR * g for (name, value), g in zip(phi.items(), gradients, strict=True)}
             loss = p.loss(functional_call(p.module, phi, (query_x,)), query_y) / p.size.tasks
-            loss.backward()
+            torch.autograd.backward(loss)
             total += float(loss.detach())
         return Found(total, _norm([value.grad for value in theta.values()]))
 
@@ -239,7 +239,7 @@ def higher_way(p: Problem) -> Way:
                 for _ in range(p.size.steps):
                     inner.step(p.loss(net(x), y))
                 loss = p.loss(net(query_x), query_y) / p.size.tasks
-                loss.backward()
+                torch.autograd.backward(loss)
             total += float(loss.detach())
         return Found(total, _norm([value.grad for value in p.module.parameters()]))
 
