@@ -15,6 +15,7 @@ import torch
 from metarl import algorithms, families
 from metarl.core.inner import GradientStep
 from metarl.core.parallel import Workers
+from metarl.core.schedule import Schedule
 from metarl.domain import Domain
 from metarl.families import Choices, FamilyError, RLSpec, ShotFamily, ShotSpec
 from metarl.fewshot import ShotDomain
@@ -67,7 +68,8 @@ def build_learner(config: RunConfig) -> MetaLearner:
         adapting = inner.adapting(names) if isinstance(inner, GradientStep) else names
         chunk_tasks = _tasks_at_once(domain, domain.once(adapting) is not None)
     sizes = (run.inner_steps, run.meta_batch_size, chunk_tasks)
-    return MetaLearner(domain, inner, outer, *sizes, exploration=run.exploration)
+    schedule = Schedule(run.multi_step, run.first_order_updates)
+    return MetaLearner(domain, inner, outer, *sizes, exploration=run.exploration, schedule=schedule)
 
 
 def device(name: str) -> torch.device:

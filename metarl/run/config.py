@@ -38,6 +38,12 @@ class RunSettings:
         0.9, "loaded-dice: how much an earlier step counts, 0: lvc, 1: dice (RL)", low=0, high=1
     )
     exploration: float = setting(0.0, "weight of E-MAML's term, 1 for the whole of it (RL)", low=0)
+    multi_step: int = setting(
+        0,
+        "meta-updates with a loss after every inner step, fading to the last alone; 0: the last alone (MAML++)",
+        low=0,
+    )
+    first_order_updates: int = setting(0, "meta-updates of first order before those of second order (MAML++)", low=0)
     entropy_bonus: float = setting(
         0.0, "what a nat of entropy earns in the outer loss, in deviations of advantages (RL)", low=0
     )
