@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from metarl.envs.traffic import draws
-from metarl.envs.traffic.task import TrafficTask
-from metarl.families import Choices, EnvBatch, RLSpec, Split, Tasks
+from metarl.envs.traffic.task import TrafficTask, concerning
+from metarl.families import Agents, Choices, EnvBatch, RLSpec, Split, Tasks
 from metarl.settings import SettingsError, setting
 
 _RECOMMENDED: Mapping[str, Any] = {
@@ -43,6 +44,8 @@ class TrafficGrid:
     Observation (25 N + 4 N): 25 numbers of every intersection (:func:`metarl.envs.traffic.detectors.observation`) as detectors read
     them, then which phases are legal. Action: one of 4 protected phases for every intersection: north-south straight on and
     right, north-south left, east-west, east-west left. Control step 10 s, horizon 120 after 120 s of a fixed plan, no termination.
+    Intersections are a team of equal agents: the learner gives them one policy, which fits any grid, unless
+    ``shared_policy=false``; with ``oracle`` each sees the part of the task that concerns it.
     Rewards are exact: detectors cannot hide a queue from them.
     """
 
@@ -236,11 +239,14 @@ def _check_range(low: float, high: float) -> None:
         raise SettingsError(f"demand_low={low:g} must be smaller than demand_high={high:g}")
 
 
+@functools.lru_cache(64)
 def _spec(family: draws.Sizes, names: tuple[str, ...]) -> RLSpec:
     count = family.rows * family.columns
     choices = Choices((4,) * count, masked=True)
+    agents = Agents(count, concerning(names, family.rows, family.columns))
+    parameters = draws.parameters(family, names)
     return RLSpec.discrete(
-        draws.parameters(family, names), 29 * count, choices, family.horizon, float(family.interval), family.oracle
+        parameters, 29 * count, choices, family.horizon, float(family.interval), family.oracle, agents
     )
 
 
