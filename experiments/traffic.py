@@ -2,6 +2,7 @@
 
     python -m experiments.traffic headroom env=traffic-grid tasks=32      best common against best own controllers
     python -m experiments.traffic speed                                   decisions a second, one thread
+    python -m experiments.traffic train                                   policies beside the controllers (traffic_training.py)
 
 ``save=true`` keeps the result under ``experiments/results/``. Measure speed on an idle machine.
 """
@@ -24,7 +25,7 @@ from metarl.run.command import guarded
 from metarl.settings import SettingsError, nearest, setting
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-MEASURES = ("headroom", "speed")
+MEASURES = ("headroom", "speed", "train")
 GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (1, 6))
 
 
@@ -53,6 +54,10 @@ def _main(argv: Sequence[str], results: pathlib.Path) -> int:
     if not argv or argv[0] not in MEASURES:
         given = argv[0] if argv else ""
         raise SettingsError(f"Say what to measure, not '{given}'. {nearest(given, MEASURES)}")
+    if argv[0] == "train":
+        from experiments import traffic_training
+
+        return traffic_training.train(argv[1:])
     settings = Settings(**parse(argv[1:], Settings))
     found = (headroom if argv[0] == "headroom" else speed)(settings)
     if settings.save:
