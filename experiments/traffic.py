@@ -3,6 +3,8 @@
     python -m experiments.traffic headroom env=traffic-grid tasks=32      best common against best own controllers
     python -m experiments.traffic speed                                   decisions a second, one thread
     python -m experiments.traffic train                                   policies beside the controllers (traffic_training.py)
+    python -m experiments.traffic agree                                   the controllers here and in SUMO (traffic_sumo.py)
+    python -m experiments.traffic transfer                                what policies gain by adapting, here and in SUMO
 
 ``save=true`` keeps the result under ``experiments/results/``. Measure speed on an idle machine.
 """
@@ -25,7 +27,7 @@ from metarl.run.command import guarded
 from metarl.settings import SettingsError, nearest, setting
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-MEASURES = ("headroom", "speed", "train")
+MEASURES = ("headroom", "speed", "train", "agree", "transfer")
 GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (1, 6))
 
 
@@ -58,6 +60,10 @@ def _main(argv: Sequence[str], results: pathlib.Path) -> int:
         from experiments import traffic_training
 
         return traffic_training.train(argv[1:])
+    if argv[0] in ("agree", "transfer"):
+        from experiments import traffic_sumo
+
+        return traffic_sumo.main(argv)
     settings = Settings(**parse(argv[1:], Settings))
     found = (headroom if argv[0] == "headroom" else speed)(settings)
     if settings.save:

@@ -101,8 +101,8 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
         agents = {label: load(runs / label, env_settings=sizes) for label in labels}
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
-        times = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
-        grids[name] = {**found, "times": times}
+        courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
+        grids[name] = {**found, "times": courses}
     facts = {label: recording.facts(runs / label) for label in labels}
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, "runs": facts, **provenance()}
 
@@ -126,37 +126,40 @@ def _controllers(settings: Settings, agent: Agent, tasks: Tasks) -> dict[str, An
     assert isinstance(domain, RLDomain)
     grid = Grid(rows=own["rows"], columns=own["columns"])
     several = headroom.candidates(grid)
-    times, names = headroom.mean_times(domain.family, tasks, several, seeds), list(several)
-    room = headroom.headroom(times)
+    spent, names = headroom.mean_times(domain.family, tasks, several, seeds), list(several)
+    room = headroom.headroom(spent)
     eight = {
         name: headroom.played(domain.family, tasks, seeds, headroom.controlled(make)).tolist()
         for name, make in headroom.eight(grid).items()
     }
-    best = times[room.own, np.arange(len(tasks))].tolist()
+    best = spent[room.own, np.arange(len(tasks))].tolist()
     return {
         "grid": f"{grid.rows}x{grid.columns}",
         "controllers": eight,
-        "common": {"name": names[room.common], "times": times[room.common].tolist()},
+        "common": {"name": names[room.common], "times": spent[room.common].tolist()},
         "own": {"names": [names[k] for k in room.own], "times": best},
     }
 
 
-def _course(settings: Settings, agent: Agent, rates: Sequence[float] | None, tasks: Tasks) -> list[Any]:
-    """Return the mean times of a run's policies before and after every update, (updates + 1, tasks, arrivals)."""
+def adapted(agent: Agent, tasks: Tasks, seed: tuple[int, ...], steps: int, rates: Sequence[float] = ()) -> list[Params]:
+    """Return the parameters of M tasks before and after each update, (M, ...); without rates with training's."""
     from metarl.analysis import curves
     from metarl.core.params import detach, expand
 
-    params, seeds = expand(detach(agent.meta), len(tasks)), range(settings.arrivals)
-    times = [_times(agent, params, tasks, seeds).tolist()]
-    updates = [] if rates is None else curves.with_rates(agent.learner, settings.steps, rates)
-    for step, learner in enumerate(updates):
-        sample = learner.domain.collect(params, tasks, (0, _ADAPT, 1, step), "support")
-        params = learner.adapt(params, sample.data, step)
-        times.append(_times(agent, params, tasks, seeds).tolist())
-    return times
+    stages = [expand(detach(agent.meta), len(tasks))]
+    for step, learner in enumerate(curves.with_rates(agent.learner, steps, rates)):
+        sample = learner.domain.collect(stages[-1], tasks, (*seed, step), "support")
+        stages.append(learner.adapt(stages[-1], sample.data, step))
+    return stages
 
 
-def _times(agent: Agent, params: Params, tasks: Tasks, seeds: Sequence[int]) -> np.ndarray:
+def _course(settings: Settings, agent: Agent, rates: Sequence[float] | None, tasks: Tasks) -> list[Any]:
+    """Return the mean times of a run's policies before and after every update, (updates + 1, tasks, arrivals)."""
+    stages = adapted(agent, tasks, (0, _ADAPT, 1), 0 if rates is None else settings.steps, rates or ())
+    return [times(agent, params, tasks, range(settings.arrivals)).tolist() for params in stages]
+
+
+def times(agent: Agent, params: Params, tasks: Tasks, seeds: Sequence[int]) -> np.ndarray:
     """Let the policies of M tasks, params (M, ...), play arrivals; return mean times of a trip, s, (M, arrivals)."""
     import torch
 

@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "gym": ({"settings", "families", "cohorts"}, {"numpy", "gymnasium", "PIL"}),
     "envs": (
         {"settings", "families", "pooled"},
-        {"numpy", "torch", "mujoco", "gymnasium", "metaworld", "matplotlib", "PIL", "tqdm"},
+        {"numpy", "torch", "mujoco", "gymnasium", "metaworld", "matplotlib", "PIL", "tqdm", "libsumo", "sumo"},
     ),
     "core": (set(), {"torch"}),
     "nets": ({"core"}, {"torch"}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,8 +12,9 @@ from metarl.envs.traffic import conditions, picture
 from metarl.envs.traffic.controllers import FixedTime
 from metarl.envs.traffic.detectors import Detectors, Readings, observation
 from metarl.envs.traffic.network import PHASES, Grid
-from metarl.envs.traffic.simulator import GridSim
+from metarl.envs.traffic.simulator import Conditions, GridSim
 from metarl.envs.traffic.task import TrafficTask, grid_of, table
+from metarl.envs.traffic.town import Town
 from metarl.families import EnvFault, Step, Tasks
 
 # Rewards are vehicle-seconds of a decision, divided by the intersections and by this.
@@ -30,19 +33,29 @@ class TrafficBatch:
         interval: seconds between two decisions.
         warmup: seconds before the first one.
         poisson: whether arrivals are random.
+        simulate: makes a simulation from geometry, conditions, seeds and ``poisson``.
     """
 
-    def __init__(self, default: TrafficTask, horizon: int, interval: int, warmup: int, poisson: bool = True) -> None:
+    def __init__(
+        self,
+        default: TrafficTask,
+        horizon: int,
+        interval: int,
+        warmup: int,
+        poisson: bool = True,
+        simulate: Callable[[Grid, Conditions, np.ndarray, bool], Town] = GridSim,
+    ) -> None:
         self._default, self._grid = default, grid_of(default)
         self._horizon, self._interval, self._warmup, self._poisson = horizon, interval, warmup, poisson
-        self._sim: GridSim | None = None
+        self._simulate = simulate
+        self._sim: Town | None = None
         self._detectors: Detectors | None = None
         self._weight = torch.ones(4, 1, dtype=torch.float64)
         self._seen: np.ndarray = np.zeros((0, 0), dtype=np.float32)
         self._elapsed = 0
 
     @property
-    def simulator(self) -> GridSim:
+    def simulator(self) -> Town:
         """The grids of this episode."""
         assert self._sim is not None, "reset comes first"
         return self._sim
@@ -56,7 +69,7 @@ class TrafficBatch:
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start an episode on every grid; return observations (B, O)."""
         values = table(tasks, self._default)
-        self._sim = GridSim(self._grid, conditions.conditions(values, self._grid), seeds, self._poisson)
+        self._sim = self._simulate(self._grid, conditions.conditions(values, self._grid), seeds, self._poisson)
         self._detectors = conditions.detectors(values, self._grid, seeds)
         self._weight = torch.tensor(values["weight"])
         self._elapsed = 0
@@ -96,7 +109,7 @@ class TrafficBatch:
             raise EnvFault("an illegal phase was chosen", np.flatnonzero(bad.flatten(0, 1).any(0).numpy()))
         return phases
 
-    def _present(self, sim: GridSim) -> Tensor:
+    def _present(self, sim: Town) -> Tensor:
         """Return vehicles in the system, (B,), those on approaches and at entries weighted by heading."""
         if bool((self._weight == 1.0).all()):
             return sim.vehicles

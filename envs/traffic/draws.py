@@ -58,6 +58,11 @@ class Sizes(Protocol):
         """Whether the task is observed."""
         ...
 
+    @property
+    def simulator(self) -> str:
+        """Who simulates: ``own`` or ``sumo``."""
+        ...
+
 
 def default_task(family: Sizes, demand: float = 500.0) -> TrafficTask:
     """Return what a family's tasks have in common."""

@@ -57,6 +57,7 @@ class TrafficGrid:
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -104,6 +105,7 @@ class TrafficDemand:
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -144,6 +146,7 @@ class TrafficCapacity:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(500.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -180,6 +183,7 @@ class TrafficSensor:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(500.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -216,6 +220,7 @@ class TrafficObjective:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(700.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -253,4 +258,8 @@ def _spec(family: draws.Sizes, names: tuple[str, ...]) -> RLSpec:
 def _batch(family: draws.Sizes, default: TrafficTask) -> EnvBatch:
     from metarl.envs.traffic.batch import TrafficBatch  # torch, not needed to describe a family
 
-    return TrafficBatch(default, family.horizon, family.interval, family.warmup)
+    if family.simulator == "own":
+        return TrafficBatch(default, family.horizon, family.interval, family.warmup)
+    from metarl.envs.traffic.sumo_simulator import SumoSim
+
+    return TrafficBatch(default, family.horizon, family.interval, family.warmup, simulate=SumoSim)

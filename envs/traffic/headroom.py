@@ -29,11 +29,11 @@ from metarl.envs.traffic.controllers import (
     webster,
 )
 from metarl.envs.traffic.network import PHASES, Grid
-from metarl.envs.traffic.simulator import GridSim
+from metarl.envs.traffic.town import Town
 from metarl.families import RLFamily, Tasks
 
 # From grids and their seeds to who controls them.
-Maker = Callable[[GridSim, np.ndarray], Controller]
+Maker = Callable[[Town, np.ndarray], Controller]
 # From observations (B, O) to actions (B, N); and from grids that were reset, with their seeds, to such a function.
 Actions = Callable[[np.ndarray], np.ndarray]
 Player = Callable[[TrafficBatch, np.ndarray], Actions]
@@ -69,7 +69,7 @@ def eight(grid: Grid) -> dict[str, Maker]:
     """Return the eight reference controllers. Webster's plan knows demand and turns, on sound roads; the others know no task."""
     rules = candidates(grid)
 
-    def plan(sim: GridSim, seeds: np.ndarray) -> Controller:
+    def plan(sim: Town, seeds: np.ndarray) -> Controller:
         del seeds
         given = sim.conditions
         sound = dataclasses.replace(
@@ -77,18 +77,15 @@ def eight(grid: Grid) -> dict[str, Maker]:
         )
         return webster(sim.grid, sound)
 
-    def always(name: str) -> Maker:
-        return lambda sim, seeds: rules[name]
-
     return {
         "random": lambda sim, seeds: Random(seeds),
-        "fixed time, 60 s": always("fixed 60 s"),
+        "fixed time, 60 s": _always(rules["fixed 60 s"]),
         "Webster, demand known": plan,
-        "actuated": always("actuated max_green=47"),
-        "self-organizing": always("self-organizing many=6"),
-        "longest queue": always("longest queue stay=0"),
-        "max-pressure": always("max-pressure stay=0"),
-        "max-pressure, stay=5": always("max-pressure stay=5"),
+        "actuated": _always(rules["actuated max_green=47"]),
+        "self-organizing": _always(rules["self-organizing many=6"]),
+        "longest queue": _always(rules["longest queue stay=0"]),
+        "max-pressure": _always(rules["max-pressure stay=0"]),
+        "max-pressure, stay=5": _always(rules["max-pressure stay=5"]),
     }
 
 
@@ -124,8 +121,11 @@ def mean_times(
 
     Every controller meets the same arrivals and the same noise.
     """
-    makers: list[Maker] = [lambda sim, seeds, rule=rule: rule for rule in controllers.values()]
-    return np.stack([played(family, tasks, seeds, controlled(make)) for make in makers])
+    return np.stack([played(family, tasks, seeds, controlled(_always(rule))) for rule in controllers.values()])
+
+
+def _always(rule: Controller) -> Maker:
+    return lambda sim, seeds: rule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from metarl.envs.traffic.network import MOVEMENTS, Grid
-from metarl.envs.traffic.simulator import GridSim
+from metarl.envs.traffic.town import Town
 
 # Drawing units: intersections are 1 apart, traffic keeps to the right.
 _AWAY, _SIDE = 0.16, 0.05
@@ -17,7 +17,7 @@ _LIGHTS = ("#d62728", "#e6b800", "#2ca02c")  # red, yellow, green
 _QUEUES = ("#1f77b4", "#333333", "#9467bd")  # left, straight on, right
 
 
-def draw(sim: GridSim, index: int, axes: Any) -> None:
+def draw(sim: Town, index: int, axes: Any) -> None:
     """Draw one of the grids on matplotlib axes.
 
     Every approach is a grey road that gets redder the fuller the link is. Bars at the stop line are the queues of left (blue),
@@ -63,7 +63,7 @@ def _line(axes: Any, begin: np.ndarray, end: np.ndarray, color: Any, width: floa
     axes.plot([begin[0], end[0]], [begin[1], end[1]], color=color, linewidth=width, solid_capstyle="butt")
 
 
-def image(sim: GridSim, index: int, width: int, height: int) -> np.ndarray:
+def image(sim: Town, index: int, width: int, height: int) -> np.ndarray:
     """Draw one of the grids, uint8 (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
