@@ -56,6 +56,7 @@ class TrafficGrid:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
+    band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
     oracle: bool = setting(False, "append the task to the observation")
     simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
@@ -75,7 +76,7 @@ class TrafficGrid:
         drawn = draws.Draws(self, num_tasks, split, seed)
         demand = draws.demand(drawn, self.demand_low, self.demand_high)
         parts = [demand, draws.capacity(drawn), draws.sensor(drawn)]
-        return draws.tasks_of(self, parts, limited=True)
+        return draws.tasks_of(self, parts, limited=True, grown=draws.growth(drawn, self.band))
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
@@ -104,6 +105,7 @@ class TrafficDemand:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
+    band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
     oracle: bool = setting(False, "append the task to the observation")
     simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
@@ -121,7 +123,8 @@ class TrafficDemand:
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw demand."""
         drawn = draws.Draws(self, num_tasks, split, seed)
-        return draws.tasks_of(self, [draws.demand(drawn, self.demand_low, self.demand_high)], limited=True)
+        parts = [draws.demand(drawn, self.demand_low, self.demand_high)]
+        return draws.tasks_of(self, parts, limited=True, grown=draws.growth(drawn, self.band))
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""

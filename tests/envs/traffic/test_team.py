@@ -94,3 +94,18 @@ def test_training_a_shared_policy_moves_it_and_nothing_else_can():
     larger.domain.rollout(expand(following.meta, 2), larger.domain.sample_tasks(2, "test", (0,)), (0,))
     with pytest.raises(SettingsError, match="shared_policy=false has no meaning for env=navigation-2d"):
         metarl.build("navigation-2d", shared_policy=False)
+
+
+@pytest.mark.parametrize("env", ["traffic-grid", "traffic-demand"])
+def test_the_heavy_band_is_the_same_tasks_with_more_demand(env):
+    """A factor drawn before the rest would change everything; one within the limit on loads would be taken back."""
+    usual, heavy = (metarl.make(env, band=band).sample_tasks(50, "test", 3) for band in ("usual", "heavy"))
+    demand = [i for i, name in enumerate(usual.names) if name.startswith("demand")]
+    others = [i for i in range(len(usual.names)) if i not in demand]
+    assert np.array_equal(usual.values[:, others], heavy.values[:, others])
+    ratio = heavy.values[:, demand] / usual.values[:, demand]
+    assert np.allclose(ratio, ratio[:, :1])
+    assert ratio.max() <= 1.4 + 1e-12
+    peak = heavy.values[:, demand].max(1) * (1 + heavy["peak_height"])
+    assert ((ratio[:, 0] >= 1.2 - 1e-12) | np.isclose(peak, 3600)).all()
+    assert ratio[:, 0].std() > 0.03
