@@ -3,6 +3,7 @@
     python -m experiments.traffic headroom env=traffic-grid tasks=32      best common against best own controllers
     python -m experiments.traffic speed                                   decisions a second, one thread
     python -m experiments.traffic train                                   policies beside the controllers (traffic_training.py)
+    python -m experiments.traffic street                                  space-time diagrams of a street (traffic_pictures.py)
     python -m experiments.traffic agree                                   the controllers here and in SUMO (traffic_sumo.py)
     python -m experiments.traffic transfer                                what policies gain by adapting, here and in SUMO
 
@@ -27,7 +28,7 @@ from metarl.run.command import guarded
 from metarl.settings import SettingsError, nearest, setting
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-MEASURES = ("headroom", "speed", "train", "agree", "transfer")
+MEASURES = ("headroom", "speed", "train", "agree", "transfer", "street")
 GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (1, 6))
 
 
@@ -60,6 +61,10 @@ def _main(argv: Sequence[str], results: pathlib.Path) -> int:
         from experiments import traffic_training
 
         return traffic_training.train(argv[1:])
+    if argv[0] == "street":
+        from experiments import traffic_pictures
+
+        return traffic_pictures.street(argv[1:], results)
     if argv[0] in ("agree", "transfer"):
         from experiments import traffic_sumo
 

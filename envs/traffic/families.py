@@ -47,6 +47,10 @@ class TrafficGrid:
     Intersections are a team of equal agents: the learner gives them one policy, which fits any grid, unless
     ``shared_policy=false``; with ``oracle`` each sees the part of the task that concerns it.
     Rewards are exact: detectors cannot hide a queue from them.
+
+    Other codes' rewards, for comparison: with ``reward=queues`` n counts those that wait only, entries included; with
+    ``reward=pressure`` it is $\sum_i |n^{in}_i - n^{out}_i|$ over intersections, of vehicles on the links that lead there and on
+    those that lead on (PressLight; exits count 0), which does not see who waits to enter.
     """
 
     rows: int = setting(2, "rows of intersections", low=1, high=20)
@@ -58,6 +62,11 @@ class TrafficGrid:
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
     band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
     simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
@@ -81,7 +90,7 @@ class TrafficGrid:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self))
+        return _batch(self, draws.default_task(self), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +116,11 @@ class TrafficDemand:
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
     band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
     simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
@@ -129,7 +143,7 @@ class TrafficDemand:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self))
+        return _batch(self, draws.default_task(self), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +163,11 @@ class TrafficCapacity:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(500.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
     simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
@@ -167,7 +186,7 @@ class TrafficCapacity:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self, self.demand))
+        return _batch(self, draws.default_task(self, self.demand), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +205,11 @@ class TrafficSensor:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(500.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
     simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
@@ -204,7 +228,7 @@ class TrafficSensor:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self, self.demand))
+        return _batch(self, draws.default_task(self, self.demand), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +282,11 @@ def _spec(family: draws.Sizes, names: tuple[str, ...]) -> RLSpec:
     )
 
 
-def _batch(family: draws.Sizes, default: TrafficTask) -> EnvBatch:
-    from metarl.envs.traffic.batch import TrafficBatch  # torch, not needed to describe a family
+def _batch(family: draws.Sizes, default: TrafficTask, reward: str = "vehicles") -> EnvBatch:
+    from metarl.envs.traffic.batch import COSTS, TrafficBatch  # torch, not needed to describe a family
 
     if family.simulator == "own":
-        return TrafficBatch(default, family.horizon, family.interval, family.warmup)
+        return TrafficBatch(default, family.horizon, family.interval, family.warmup, cost=COSTS[reward])
     from metarl.envs.traffic.sumo_simulator import SumoSim
 
-    return TrafficBatch(default, family.horizon, family.interval, family.warmup, simulate=SumoSim)
+    return TrafficBatch(default, family.horizon, family.interval, family.warmup, cost=COSTS[reward], simulate=SumoSim)

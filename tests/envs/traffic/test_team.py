@@ -109,3 +109,30 @@ def test_the_heavy_band_is_the_same_tasks_with_more_demand(env):
     peak = heavy.values[:, demand].max(1) * (1 + heavy["peak_height"])
     assert ((ratio[:, 0] >= 1.2 - 1e-12) | np.isclose(peak, 3600)).all()
     assert ratio[:, 0].std() > 0.03
+
+
+def test_other_rewards_by_hand():
+    """One decision: seconds are added up as they are, by sums over loops; pressure has the sign of neither side."""
+    tasks = metarl.make("traffic-demand").sample_tasks(2, "test", 0)
+    for reward in ("queues", "pressure"):
+        env = metarl.make("traffic-demand", reward=reward).batch(2, 1)
+        env.reset(tasks, np.arange(2, dtype=np.uint32))
+        sim, total, tick = env.simulator, np.zeros(2), env.simulator.tick
+
+        def watched(sim=sim, total=total, tick=tick, reward=reward):
+            tick()
+            for b in range(2):
+                on, n = sim.on_links[..., b], 0.0
+                if reward == "queues":
+                    n = float(sim.queues[..., b].sum() + sim.mixed[..., b].sum() + sim.origins[..., b].sum())
+                for r, c in np.ndindex(2, 2) if reward == "pressure" else ():
+                    into = sum(float(on[h, r, c]) for h in range(4))
+                    onto = float(on[0, r - 1, c]) * (r == 1) + float(on[2, r - 1, c]) * (r == 0)
+                    onto += float(on[1, r, c - 1]) * (c == 0) + float(on[3, r, c - 1]) * (c == 1)
+                    n += abs(into - onto)
+                total[b] += n
+
+        sim.tick = watched
+        step = env.step(sim.signals.phase.flatten(0, 1).T.numpy())
+        np.testing.assert_allclose(step.rewards, -total / (100 * 4), rtol=1e-5)
+        assert (step.rewards < 0).all()

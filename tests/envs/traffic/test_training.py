@@ -8,11 +8,12 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import metarl
-from experiments import traffic, traffic_training
+from experiments import traffic, traffic_pictures, traffic_training
 from metarl import families, train
-from metarl.envs.traffic import headroom
+from metarl.envs.traffic import headroom, picture
 from metarl.envs.traffic.network import Grid
 from metarl.settings import SettingsError
 
@@ -102,3 +103,32 @@ def test_the_same_seeds_bring_the_same_arrivals_to_policies_and_controllers():
         assert headroom.played(family, tasks, [3, 4], player).shape == (2, 2)
     assert torch.equal(counts[0].simulator.demanded, counts[1].simulator.demanded)
     assert train.main(["env=traffic-grid", "shared_policy=maybe"]) == 2
+
+
+def test_a_street_is_drawn_where_it_is(tmp_path):
+    """Loads of the first row's eastbound links, in the order of driving; lights of phase 2; and the command."""
+    family = families.make("traffic-demand", rows=1, columns=3, horizon=5)
+    history = traffic_pictures.History()
+
+    def begin(env, seeds):
+        def act(seen):
+            free, legal = env.simulator.signals.free.all(), seen[:, -12:].reshape(1, 3, 4)
+            return np.full((1, 3), 2) if free else legal.argmax(-1)
+
+        return act
+
+    headroom.played(family, family.sample_tasks(1, "test", 0), [0], history.watching(begin))
+    assert np.shape(history.loads) == (5, 3)
+    assert history.green[-1].all()
+    figure = Figure()
+    axes = figure.subplots()
+    loads = np.zeros((4, 2))
+    loads[3, 1] = 1.0
+    picture.space_time(axes, loads, loads > 0, 10.0, 300.0)
+    (image,) = axes.images
+    assert image.get_array()[1, 3] == 1.0  # links upwards, time to the right
+    assert tuple(image.get_extent()) == (0.0, 40.0, 0.0, 600.0)
+    (line,) = axes.lines
+    assert [*line.get_xdata(), line.get_ydata()[0]] == [30.0, 40.0, 588.0]
+    assert traffic.main(["street", "columns=2", "horizon=3"], tmp_path) == 0
+    assert (tmp_path / "traffic-demand_street.png").stat().st_size > 5000
