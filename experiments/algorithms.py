@@ -34,10 +34,10 @@ POINTS = (0, 1, 3)
 BUDGETS: Mapping[str, tuple[int, Sequence[str]]] = {
     "navigation-2d": (1_500_000, ("threads=1", "eval_every=0", "meta_batch_size=20", "episodes_per_task=10")),
     "sinusoid": (2_000_000, ("threads=1", "eval_every=0")),
-    "halfcheetah-vel": (32_000_000, ("eval_every=0",)),
+    "halfcheetah-vel": (16_000_000, ("threads=1", "eval_every=0", "meta_batch_size=20")),
 }
 # what is written beside a run when its training has ended, and not before
-_PEAK = "memory.json"
+PEAK = "memory.json"
 TINY = ("meta_batch_size=2", "episodes_per_task=2", "hidden_sizes=[8]", "threads=1", "eval_every=0")
 
 
@@ -68,7 +68,7 @@ def _main(settings: Settings) -> int:
     if settings.train:
         for name in chosen:
             for seed, label in enumerate(labels[name]):
-                _train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
+                train(runs / label, [f"env={settings.env}", f"algo={name}", f"seed={seed}", *plans[name]])
     there = finished(runs, recording.trained(runs, [label for each in labels.values() for label in each]))
     from metarl.run.provenance import provenance
 
@@ -112,7 +112,7 @@ def finished(runs: pathlib.Path, labels: Sequence[str]) -> set[str]:
     Raises:
         SettingsError: if there is none.
     """
-    there = {label for label in labels if (runs / label / _PEAK).exists()}
+    there = {label for label in labels if (runs / label / PEAK).exists()}
     if not there:
         raise SettingsError(f"no run under {runs} has come to its end; leave train=false out")
     return there
@@ -150,14 +150,14 @@ def _plan(env: str, name: str, tiny: bool) -> list[str]:
     return [*words, f"iterations={max(1, -(-budget // of_iteration))}"]
 
 
-def _train(path: pathlib.Path, words: Sequence[str]) -> None:
+def train(path: pathlib.Path, words: Sequence[str]) -> None:
     """Train in a process of its own, and keep the peak of its resident memory beside the run."""
     whole = ["metarl.train", *words, f"run_dir={path}", "resume=auto"]
     print("$ python -m", *whole, flush=True)
     status, mib = peak.run([sys.executable, "-m", *whole])
     if status:
         sys.exit(status)
-    kept = path / _PEAK
+    kept = path / PEAK
     # a run that was there already only looks at itself, and takes less
     before = json.loads(kept.read_text(encoding="utf-8"))["peak_mib"] if kept.exists() else 0.0
     recording.write(kept, {"peak_mib": max(before, mib)})
@@ -169,26 +169,26 @@ def _row(runs: Sequence[pathlib.Path], count: int) -> dict[str, Any]:
     from metarl.analysis.curves import interval, trial_curve, update_curve
     from metarl.learner import TEST
 
-    values, seconds = [], []
+    curves, seconds = [], []
     for run in runs:
         agent = load(run)
         tasks = agent.learner.domain.sample_tasks(count, "test", (0, TEST))
         seed = (0, TEST, 1)
         if agent.learner.domain.remembers:
-            curve = trial_curve(agent.learner, agent.meta, tasks, seed, POINTS)
-            values.append(curve.mean.tolist())
+            curves.append(trial_curve(agent.learner, agent.meta, tasks, seed, POINTS).values)
         else:
-            curve = update_curve(agent.learner, agent.meta, tasks, seed, max(POINTS))
-            values.append(curve.mean[list(POINTS)].tolist())
+            curves.append(update_curve(agent.learner, agent.meta, tasks, seed, max(POINTS)).values[list(POINTS)])
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         seconds.append(float(np.median([row["seconds_iteration"] for row in rows])))
-    table = np.array(values).T  # (points, seeds)
+    table = np.stack([values.mean(1) for values in curves], 1)  # (points, seeds)
     known = [recording.facts(run) for run in runs]
     facts = known[0]
-    peaks = [json.loads((run / _PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
+    peaks = [json.loads((run / PEAK).read_text(encoding="utf-8"))["peak_mib"] for run in runs]
     return {
         "mean": table.mean(1).tolist(),
-        "ci95_over_seeds": interval(table).tolist(),
+        # one seed says nothing of others, but something of other tasks
+        "ci95_over": "seeds" if len(curves) > 1 else "tasks",
+        "ci95": interval(table if len(curves) > 1 else curves[0]).tolist(),
         "each_seed": table.T.tolist(),
         "seconds_per_iteration": float(np.median(seconds)),
         "peak_mib": max(peaks),
@@ -214,7 +214,7 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
     axes = figure.subplots()
     for at, k in enumerate(POINTS):
         means = np.array([rows[name]["mean"][at] for name in order])
-        ends = np.array([rows[name]["ci95_over_seeds"][at] for name in order])
+        ends = np.array([rows[name]["ci95"][at] for name in order])
         errors = np.abs(ends - means[:, None]).T
         axes.errorbar(means, np.arange(len(order)) + 0.18 * (at - 1), xerr=errors, fmt="o", ms=4, label=f"after {k}")
     # one seed that went astray must not squeeze all others into a point: its interval is cut off, the table has it
@@ -223,7 +223,7 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
     axes.set_xlabel(f"{next(iter(rows.values()))['metric']} on {result['tasks']} test tasks of {result['env']}")
-    axes.legend(title="updates (rl2: episodes)")
+    figure.legend(title="updates (rl2: episodes)", loc="outside upper center", ncols=len(POINTS))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -233,9 +233,10 @@ def report(result: Mapping[str, Any]) -> str:
     rows = result["rows"]
     first = next(iter(rows.values()))
     seeds = max(len(row["each_seed"]) for row in rows.values())
+    average = f"mean over {seeds} seeds and its" if seeds > 1 else "one seed, mean over tasks and its"
     lines = [
         f"`{result['env']}`, {first['metric']} on {result['tasks']} test tasks after {', '.join(map(str, POINTS))} updates (rl2:"
-        f" episodes) with training's step sizes: mean over {seeds} seeds and its 95 % interval;"
+        f" episodes) with training's step sizes: {average} 95 % interval;"
         f" at most {result['budget'] / 1e6:g} M environment steps (sinusoid: examples) each, by the length of an untrained policy's"
         " episodes, and those really taken; median seconds per iteration, peak resident memory.",
         "",
@@ -243,10 +244,11 @@ def report(result: Mapping[str, Any]) -> str:
         "| --- |" + " --- |" * (len(POINTS) + 4),
     ]
     for name, row in sorted(rows.items()):
-        cells = recording.intervals({"mean": row["mean"], "ci95": row["ci95_over_seeds"]}, 2)
+        cells = recording.intervals({"mean": row["mean"], "ci95": row["ci95"]}, 2)
         cells = [cell if math.isfinite(mean) else "diverged" for cell, mean in zip(cells, row["mean"], strict=True)]
         own = len(row["each_seed"])
-        label = name if own == seeds else f"{name} (seeds: {own})"
+        over = "; interval over tasks" if own == 1 else ""
+        label = name if own == seeds else f"{name} (seeds: {own}{over})"
         lines.append(
             f"| {label} | {' | '.join(cells)} | {row['iterations']} | {row['env_steps'] / 1e6:.2f} |"
             f" {row['seconds_per_iteration']:.2f} | {row['peak_mib']:.0f} |"

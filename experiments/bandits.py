@@ -148,7 +148,7 @@ def adapt(agent: Any, tasks: Any, seed: tuple[int, ...]) -> tuple[np.ndarray, np
         np.add.at(sums, (rows[:, None], arms), paid)
         time = int(counts[0].sum())
         best.append(tasks.values[rows, best_empirical_arm(Record(counts, sums, time, time))])
-        params = learner.adapt(params, learner.domain.judge(rollouts))
+        params = learner.adapt(params, learner.domain.judge(rollouts), step)
     return np.stack(scores), np.stack(best)
 
 

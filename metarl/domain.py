@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from metarl.core.adapt import Data, Path, Query
+from metarl.core.adapt import Data, Once, Path, Query
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
 from metarl.families import Split, Tasks
@@ -89,6 +89,10 @@ class Domain(Protocol):
 
     def exploration(self, coefficient: float) -> Path | None:
         """Return the term that rewards what was sampled for what adapting to it led to; None at 0, or where nobody acts."""
+        ...
+
+    def once(self, adapting: Collection[str]) -> Once | None:
+        """Return what computes once what inner steps have in common that change these parameters alone; None for nothing."""
         ...
 
     def init(self, generator: torch.Generator) -> Params:

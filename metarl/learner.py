@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metarl.core.adapt import Objective
+from metarl.core.adapt import Objective, Once
 from metarl.core.descent import Reptile
 from metarl.core.inner import GradientStep, InnerRule, Unchanged
 from metarl.core.outer import TRPO, OuterRule
@@ -177,6 +177,7 @@ class MetaLearner:
             workers=self.domain.workers,
             chunk_tasks=self.chunk_tasks,
             path=self.domain.exploration(self.exploration),
+            once=self._once(state.meta),
         )
         meta, outer, metrics = self.outer.step(state.meta, objective, state.outer)
         samples = [*trail.supports, trail.query]
@@ -203,22 +204,44 @@ class MetaLearner:
 
         Training differentiates through this, evaluation reads its scores: there is no other way to adapt.
         """
-        params = expand(detach(meta), len(tasks))
+        params, adapt = expand(detach(meta), len(tasks)), self.adaptation(meta)
         supports: list[Sample] = []
         seconds = 0.0
         for step in range(steps):
             supports.append(self.domain.collect(params, tasks, (*seed, step), "support"))
             started = time.perf_counter()
-            params = self.adapt(params, supports[-1].data, step)
+            params = adapt(params, supports[-1].data, step)
             seconds += time.perf_counter() - started
         return Trail(supports, self.domain.collect(params, tasks, (*seed, steps), "query"), params, seconds)
 
     def adapt(self, params: Params, support: Any, step: int = 0) -> Params:
         """Apply the inner rule once to parameters (M, ...), chunk by chunk, without a graph; ``step`` counts from 0."""
+        return self._chunked(support, lambda cut: self.inner(rows(params, cut), support.rows(cut), step))
+
+    def adaptation(self, meta: Params) -> Callable[[Params, Any, int], Params]:
+        """Return :meth:`adapt` for parameters that began as ``meta``, which computes once what its steps have in common."""
+        theta, once, kept = detach(meta), self._once(meta), dict[int, Any]()
+        if once is None:
+            return self.adapt
+
+        def adapt(params: Params, support: Any, step: int) -> Params:
+            def part(cut: slice) -> Params:
+                seen = [kept[cut.start]] if cut.start in kept else []
+                *_, kept[cut.start] = once(theta, [*seen, support.rows(cut)])
+                return self.inner(rows(params, cut), kept[cut.start], step)
+
+            return self._chunked(support, part)
+
+        return adapt
+
+    def _once(self, meta: Params) -> Once | None:
+        return self.domain.once(self.inner.adapting(meta)) if isinstance(self.inner, GradientStep) else None
+
+    def _chunked(self, support: Any, adapted: Callable[[slice], Params]) -> Params:
+        """Put the adapted parameters of all chunks together, without their graphs."""
         workers = self.domain.workers
         cuts = chunks(support.num_tasks, support.num_samples, workers.device, self.chunk_tasks)
-        parts = workers.map(lambda cut: detach(self.inner(rows(params, cut), support.rows(cut), step)), cuts)
-        return stack_rows(parts)
+        return stack_rows(workers.map(lambda cut: detach(adapted(cut)), cuts))
 
 
 def _before_and_after(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:

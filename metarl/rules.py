@@ -69,21 +69,16 @@ class ProximalInner:
     """A regularised problem, solved and differentiated implicitly."""
 
     strength: float = setting(2.0, "lambda, how strongly the solution is held near its start", above=0)
-    solver_steps: int = setting(16, "most gradient steps of the solver, of size inner_lr", low=1)
+    solver_steps: int = setting(16, "most gradients that the solver takes; its first step is inner_lr long", low=2)
     tolerance: float = setting(1e-3, "of the solver, relative to the first gradient", low=0)
     solve_iterations: int = setting(5, "most conjugate-gradient products of the implicit derivative", low=1)
     first_order: bool = setting(False, "take the identity for the derivative")
 
     def rule(self, inner_loss: TaskLoss[Any], inner_lr: float, names: Sequence[str]) -> InnerRule[Any]:
         """Build a proximal solver."""
-        del names
-        if inner_lr * self.strength >= 2:  # without any curvature a step is then as far beyond the solution as it began
-            raise SettingsError(
-                f"inner_lr={inner_lr:g} times algo.strength={self.strength:g} is {inner_lr * self.strength:g}: the solver's steps"
-                f" diverge from 2 on; use inner_lr={1 / self.strength:.3g} or less"
-            )
         from metarl.core import ProximalSolve
 
+        del names
         solver = (self.strength, self.solver_steps, self.tolerance, self.solve_iterations)
         return ProximalSolve(inner_loss, inner_lr, *solver, self.first_order)
 

@@ -141,11 +141,14 @@ def test_reinforcement_learning_alone_has_actions(algo, settings, reason):
 
 
 @pytest.mark.parametrize(("env", "inner_lr", "strength"), [("tabular-mdp", 1.5, 2.0), ("navigation-2d", 0.5, 4.0)])
-def test_a_solver_that_cannot_converge_is_refused(env, inner_lr, strength):
-    """A step of 1.5 against a pull of 2 threw tabular policies 3000 units away; 0.5 against 4 jumps from side to side."""
-    with pytest.raises(SettingsError, match=r"the solver's steps diverge from 2 on; use inner_lr=\S+ or less"):
-        metarl.build(env, "imaml-trpo", algo_settings={"strength": strength}, inner_lr=inner_lr)
-    metarl.build(env, "imaml-trpo", algo_settings={"strength": strength}, inner_lr=1 / strength)
+def test_a_first_step_that_is_too_long_for_the_pull_does_no_harm(env, inner_lr, strength):
+    """Steps of 1.5 against a pull of 2 threw tabular policies 3000 units away; 0.5 against 4 jumped from side to side."""
+    learner = metarl.build(env, "imaml-trpo", algo_settings={"strength": strength}, inner_lr=inner_lr)
+    params = expand(learner.init(0).meta, 2)
+    support = learner.domain.collect(params, learner.domain.sample_tasks(2, "train", (0,)), (0, 0), "support").data
+    solution = learner.inner.solve(params, support)
+    assert (solution.residual < 0.01).all()
+    assert max((v - params[n]).abs().max() for n, v in solution.params.items()) < 1
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,15 @@ def test_what_would_change_nothing_is_refused(env, algo, settings, reason):
     """Each of these trained, to the byte, what it trains without the setting."""
     with pytest.raises(SettingsError, match=reason):
         metarl.build(env, algo, **settings)
+
+
+@pytest.mark.parametrize("surrogate", ["dice", "loaded-dice"])
+def test_a_surrogate_without_values_is_no_problem_to_solve(surrogate):
+    """DiCE's loss is 0 everywhere: with the pull toward the start every step is worse, and no policy would ever adapt."""
+    with pytest.raises(
+        SettingsError, match=r"algo=imaml-trpo: its solver compares losses, and DiCE's are 0 everywhere"
+    ):
+        metarl.build("navigation-2d", "imaml-trpo", inner_surrogate=surrogate)
 
 
 def test_e_maml_learns_from_what_it_sampled():

@@ -195,6 +195,9 @@ def test_algorithms_are_compared_after_updates_or_episodes(small, monkeypatch, c
     }
     assert rows.keys() == {"maml-trpo", "rl2"}
     assert all("nan" not in cell for cells in rows.values() for cell in cells)
+    assert "one seed, mean over tasks and its 95 % interval" in shown
+    low, high = map(float, rows["maml-trpo"][0].split("[")[1].rstrip("] ").split(","))
+    assert low < high  # of one seed there is no interval over seeds
     kept = small / "algorithms" / "navigation-2d" / "rl2-s0" / "memory.json"
     assert json.loads(kept.read_text())["peak_mib"] > 50
 
@@ -221,7 +224,7 @@ def test_unfinished_runs_are_in_no_table(tmp_path):
 
 def test_a_row_of_fewer_seeds_says_so():
     """Beside others whose mean is over more of them."""
-    row = {"mean": [1.0] * 3, "ci95_over_seeds": [[0.0, 2.0]] * 3, "iterations": 1, "env_steps": 2e6}
+    row = {"mean": [1.0] * 3, "ci95": [[0.0, 2.0]] * 3, "iterations": 1, "env_steps": 2e6}
     row |= {
         "seconds_per_iteration": 1.0,
         "peak_mib": 1.0,
@@ -240,7 +243,7 @@ def test_what_diverges_is_said_and_written(tmp_path):
     """A score that is not a number stopped the experiment when it wrote its result."""
     row = {
         "mean": [1.0, 2.0, float("nan")],
-        "ci95_over_seeds": [[0.0, 2.0]] * 2 + [[float("nan")] * 2],
+        "ci95": [[0.0, 2.0]] * 2 + [[float("nan")] * 2],
         "iterations": 1,
     }
     row |= {"env_steps": 2e6, "seconds_per_iteration": 1.0, "peak_mib": 1.0, "commits": ["c"], "metric": "mse"}

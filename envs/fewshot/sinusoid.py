@@ -18,13 +18,17 @@ class Sinusoid:
 
     $$ y = A \sin(x - \varphi), \quad A \sim U(0.1, 5), \; \varphi \sim U(0, \pi), \; x \sim U(-5, 5) $$
 
-    Support: ``shots`` points; query: ``queries`` fresh points. Loss and metric: mean squared error.
+    Support: ``shots`` points; query: ``queries`` fresh points. Loss and metric: mean squared error. An oracle sees
+    $(x, A, \varphi)$ in place of x, and need not adapt.
 
     Reference: Finn, Abbeel and Levine (2017), arXiv:1703.03400, section 5.1.
     """
 
     shots: int = setting(10, "support points of a task", low=1)
     queries: int = setting(10, "query points of a task", low=1)
+    oracle: bool = setting(
+        False, "append amplitude and phase to the input (the reference; train it with inner_steps=0)"
+    )
 
     recommended: ClassVar[Mapping[str, Any]] = {
         "algo": "maml-adam",
@@ -43,7 +47,7 @@ class Sinusoid:
         """Sizes, ranges and units."""
         return ShotSpec(
             parameters=(TaskParameter("amplitude", 0.1, 5.0, ""), TaskParameter("phase", 0.0, float(np.pi), "rad")),
-            input_shape=(1,),
+            input_shape=(3,) if self.oracle else (1,),
             target_size=1,
             loss="mse",
             metric="mse",
@@ -61,6 +65,9 @@ class Sinusoid:
         inputs = np.stack([np.random.default_rng(int(seed)).uniform(-5.0, 5.0, (count, 1)) for seed in seeds])
         amplitude, phase = tasks["amplitude"][:, None, None], tasks["phase"][:, None, None]
         targets = (amplitude * np.sin(inputs - phase)).astype(np.float32)
+        if self.oracle:
+            told = np.broadcast_to(np.concatenate([amplitude, phase], axis=2), (len(tasks), count, 2))
+            inputs = np.concatenate([inputs, told], axis=2)
         inputs = inputs.astype(np.float32)
         split = self.shots
         return Shots(inputs[:, :split], targets[:, :split]), Shots(inputs[:, split:], targets[:, split:])

@@ -110,6 +110,14 @@ class Path(Protocol):
         ...
 
 
+class Once(Protocol):
+    """What can be computed of the data before adapting, because no inner step changes the parameters that it needs."""
+
+    def __call__(self, meta: Params, data: Sequence[Any]) -> list[Any]:
+        """Return the data sets of M tasks with it, differentiable in ``meta``, which has no task dimension."""
+        ...
+
+
 class Outcome(NamedTuple):
     """The meta-objective at one point: mean loss over tasks and mean KL (0 where there is no distribution)."""
 
@@ -139,6 +147,7 @@ class Objective:
         workers: who evaluates the chunks.
         chunk_tasks: tasks to a chunk; None chooses by the number of samples.
         path: a term that is added at every inner step; None adds nothing. The Fisher matrix does not look at it.
+        once: computes what the inner steps have in common; None computes everything at every step, with the same result.
     """
 
     rule: InnerRule[Any]
@@ -148,6 +157,7 @@ class Objective:
     workers: Workers = field(default_factory=Workers)
     chunk_tasks: int | None = None
     path: Path | None = None
+    once: Once | None = None
 
     def value(self, meta: Params) -> Outcome:
         """Evaluate; no graph through the adaptation is built."""
@@ -173,8 +183,9 @@ class Objective:
         """Return the mean over tasks of the adapted parameters, in the shapes of ``meta``; for rules without a meta-gradient."""
 
         def part(tasks: slice) -> Params:
-            supports = [support.rows(tasks) for support in self.supports]
-            final = adapt(self.rule, expand(detach(meta), self.query.rows(tasks).num_tasks), supports)
+            theta = detach(meta)
+            *supports, query = self._ready(theta, [data.rows(tasks) for data in (*self.supports, self.query)])
+            final = adapt(self.rule, expand(theta, query.num_tasks), supports)
             return {name: value.sum(0) for name, value in final.items()}
 
         return self._average(self._map(part, self._chunks()))
@@ -206,8 +217,8 @@ class Objective:
             local = query.rows(tasks)
 
             def predict(theta: Params) -> tuple[Tensor, ...]:
-                adapted = adapt(self.rule, expand(theta, local.num_tasks), [s.rows(tasks) for s in supports])
-                return geometry.predict(adapted, local)
+                *before, after = self._ready(theta, [*(support.rows(tasks) for support in supports), local])
+                return geometry.predict(adapt(self.rule, expand(theta, local.num_tasks), before), after)
 
             predicted, jacobian, transpose = linearize(predict, leaf(meta))
             return lambda v: transpose(geometry.fisher(predicted, jacobian(v), local))
@@ -224,8 +235,8 @@ class Objective:
         return self.workers.map(function, items)
 
     def _terms(self, meta: Params, tasks: slice) -> Terms:
-        query = self.query.rows(tasks)
-        params, supports = expand(meta, query.num_tasks), [support.rows(tasks) for support in self.supports]
+        *supports, query = self._ready(meta, [data.rows(tasks) for data in (*self.supports, self.query)])
+        params = expand(meta, query.num_tasks)
         if self.path is None:
             return self.loss(adapt(self.rule, params, supports), query)
         on_the_way = []
@@ -234,6 +245,10 @@ class Objective:
             params = self.rule(params, support, step)
         terms = self.loss(params, query)
         return terms._replace(loss=sum(on_the_way, terms.loss))
+
+    def _ready(self, meta: Params, data: list[Any]) -> list[Any]:
+        """Return support sets and query set with what is computed once."""
+        return data if self.once is None else self.once(meta, data)
 
     def _mean(self, parts: list[Terms]) -> Outcome:
         """Average over all tasks: with :meth:`_average`, the only places where tasks meet."""

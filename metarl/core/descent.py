@@ -123,7 +123,8 @@ class ProMP:
         kl_penalty: eta.
 
     Reference: Rothfuss et al. (2019), arXiv:1810.06784, equations 11 to 13; Schulman et al. (2017), PPO, arXiv:1707.06347.
-    Differs from the authors' code: eta is fixed (theirs can adapt it), and non-finite gradients reject the step.
+    Differs from the authors' code: eta is fixed (theirs can adapt it), and non-finite gradients reject the step. The
+    objective's path (E-MAML's term, which the paper does not have) is in every epoch as it is: nothing of it is clipped.
     """
 
     adam: Adam = dataclasses.field(default_factory=Adam)

@@ -118,11 +118,11 @@ class GradientStep:
             raise ValueError(
                 f"the model has a parameter whose name starts with '{RATE}', as learned rates do; rename it"
             )
-        return self.rates.init({name: params[name] for name in self._adapting(params)}) if self.rates else {}
+        return self.rates.init({name: params[name] for name in self.adapting(params)}) if self.rates else {}
 
     def __call__(self, params: Params, support: object, step: int = 0) -> Params:
         """Step once. The graph is kept only if ``params`` require gradients and the rule is of second order."""
-        names = self._adapting(params)
+        names = self.adapting(params)
         keep = not self.first_order and any(value.requires_grad for value in params.values())
         if self.from_zero and step == 0:
             params = {**params, **{n: torch.zeros_like(params[n]).requires_grad_(keep) for n in names}}
@@ -144,7 +144,8 @@ class GradientStep:
             return self.lr
         return self.rates.of(params, name, step) * (self.lr / self.rates.start)
 
-    def _adapting(self, params: Iterable[str]) -> list[str]:
+    def adapting(self, params: Iterable[str]) -> list[str]:
+        """Return those names of parameters that adapt; all others stay what they are."""
         model = (name for name in params if self.rates is None or not name.startswith(RATE))
         return [name for name in model if any(fnmatchcase(name, pattern) for pattern in self.subset)]
 

@@ -50,6 +50,17 @@ def unravel(vector: Tensor, like: Params) -> Params:
     return {name: part.view(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
+def ravel_rows(params: Params) -> Tensor:
+    """Return every task's values (M, ...) as one row of a matrix (M, P)."""
+    return torch.cat([value.reshape(len(value), -1) for value in params.values()], dim=1)
+
+
+def unravel_rows(matrix: Tensor, like: Params) -> Params:
+    """Cut a matrix (M, P) into the names and shapes of ``like``; inverse of :func:`ravel_rows`."""
+    parts = torch.split(matrix, [value[0].numel() for value in like.values()], dim=1)
+    return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
 def is_finite(params: Params) -> bool:
     """Tell whether every number is finite."""
     return all(bool(torch.isfinite(value).all()) for value in params.values())

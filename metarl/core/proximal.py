@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from metarl.core.inner import TaskLoss
-from metarl.core.params import Params, leaf
+from metarl.core.minimize import minimize
+from metarl.core.params import Params, detach, leaf, ravel_rows, unravel_rows
 
 Tensors = tuple[Tensor, ...]
+
+
+class Solution(NamedTuple):
+    """A regularised problem as far as it has been solved.
+
+    Attributes:
+        params: (M, ...).
+        residual: norm of the problem's gradient there, relative to that at the start, (M,): 0 is solved.
+    """
+
+    params: Params
+    residual: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,18 +36,23 @@ class ProximalSolve:
     $$ U(\theta_i) = \arg\min_\phi L_i(\phi) + \frac\lambda2 \lVert \phi - \theta_i \rVert^2, \qquad
        \frac{dU}{d\theta_i} = \Bigl(I + \tfrac1\lambda \nabla^2 L_i(\phi_i)\Bigr)^{-1} $$
 
-    The problem is solved by gradient descent until its gradient has shrunk by ``tolerance``, or for ``solver_steps``; every
-    task ends by itself. The derivative is the inverse above, by conjugate gradient on Hessian-vector products at the
-    solution: memory does not grow with the steps. Where a task's I + H/lambda is seen not to be positive definite, its last
-    sound iterate counts, and without one the identity, which is the first-order derivative. The derivative is as exact as
-    the two solutions are; conjugate gradient that stops early is not quite a linear map, so that a trust region's Fisher
-    products, which need one, want more iterations than a gradient does.
+    The problem is solved by limited-memory BFGS (:func:`metarl.core.minimize.minimize`) until its gradient has shrunk by
+    ``tolerance``, or for ``solver_steps`` gradients; every task has its own steps and ends by itself, nowhere above the
+    value at theta. The derivative is the inverse above, by conjugate gradient on Hessian-vector products at the solution:
+    memory does not grow with the steps. Where a task's I + H/lambda is seen not to be positive definite, its last sound
+    iterate counts, and without one the identity, which is the first-order derivative. The derivative is as exact as the two
+    solutions are; conjugate gradient that stops early is not quite a linear map, so that a trust region's Fisher products,
+    which need one, want more iterations than a gradient does.
+
+    Where the loss curves downward more strongly than lambda curves upward, there need be no solution (a policy's surrogates
+    fall without end); :meth:`solve` tells how near each task has come to one. The loss must be a function whose derivative
+    is its gradient: DiCE, whose value is always 0, is none.
 
     Attributes:
         loss: support loss of every task, (M,).
-        lr: step size of the solver.
+        lr: the solver's first step along the gradient; at most 1/lambda is taken.
         strength: lambda, how strongly the solution is held near its start.
-        solver_steps: most steps of the solver.
+        solver_steps: most gradients that the solver takes, that at theta included; at least 2.
         tolerance: of the gradient's norm, relative to its first value.
         cg_iterations: most products of the conjugate gradient.
         first_order: take the identity for the derivative.
@@ -52,9 +70,11 @@ class ProximalSolve:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        """Check the strength, which divides."""
-        if self.strength <= 0:
-            raise ValueError(f"strength={self.strength} must be greater than 0")
+        """Check the strength, which divides, and the steps, of which the first only looks."""
+        if self.strength <= 0 or self.solver_steps < 2:
+            raise ValueError(
+                f"strength={self.strength} must be greater than 0, and solver_steps={self.solver_steps} at least 2"
+            )
 
     def init(self, params: Params) -> Params:
         """Return nothing: the rule learns nothing of its own."""
@@ -64,30 +84,35 @@ class ProximalSolve:
     def __call__(self, params: Params, support: object, step: int = 0) -> Params:
         """Solve; the derivative is attached where ``params`` require gradients."""
         del step
-        centre = {name: value.detach() for name, value in params.items()}
-        solution = self._solve(centre, support)
+        solution = self.solve(params, support).params
         if not any(value.requires_grad for value in params.values()):
             return solution
         inverse: Callable[[Tensors], Tensors] = _identity if self.first_order else self._inverse(solution, support)
         outputs = _attach(inverse, len(params), *solution.values(), *params.values())
         return dict(zip(params, outputs, strict=True))
 
-    def _solve(self, centre: Params, support: object) -> Params:
-        """Descend until every task's gradient is small; tasks that are done stand still."""
-        point, first = centre, None
-        for _ in range(self.solver_steps):
-            start = leaf(point)
+    def solve(self, params: Params, support: object) -> Solution:
+        """Return the solution from parameters (M, ...), without a derivative, and how far each task has come to it."""
+        centre = ravel_rows(detach(params))
+
+        def functions(point: Tensor) -> tuple[Tensor, Tensor]:
+            start = point.detach().requires_grad_()
             with torch.enable_grad():
-                gradients = _gradient(self.loss(start, support), start)
-            pulled = [g + self.strength * (point[n] - centre[n]) for n, g in zip(point, gradients, strict=True)]
-            norm = _dot(pulled, pulled).sqrt()
-            first = norm if first is None else first
-            moving = norm > self.tolerance * first
-            if not bool(moving.any()):
-                break
-            step = self.lr * moving
-            point = {n: v - _broadcast(step, v) * g for (n, v), g in zip(point.items(), pulled, strict=True)}
-        return point
+                losses = self.loss(unravel_rows(start, params), support)
+                (slope,) = torch.autograd.grad(losses.sum(), start)
+            pull = point - centre
+            return losses.detach() + 0.5 * self.strength * pull.square().sum(1), slope + self.strength * pull
+
+        longest = 1 / self.strength  # which is right where the loss has no curvature
+        found = minimize(
+            functions,
+            centre,
+            first_step=min(self.lr, longest),
+            longest_step=longest,
+            evaluations=self.solver_steps,
+            tolerance=self.tolerance,
+        )
+        return Solution(unravel_rows(found.point, params), found.residual)
 
     def _inverse(self, solution: Params, support: object) -> Callable[[Tensors], Tensors]:
         """Return v -> (I + H/lambda)^-1 v, every task by itself; the graph of H is built once, when it is first needed."""

@@ -2,5 +2,6 @@
 
 from metarl.fewshot.domain import ShotDomain
 from metarl.fewshot.losses import CrossEntropy, ShotBatch, ShotLoss, SquaredError
+from metarl.fewshot.protocol import OneByOne, protocols
 
-__all__ = ["CrossEntropy", "ShotBatch", "ShotDomain", "ShotLoss", "SquaredError"]
+__all__ = ["CrossEntropy", "OneByOne", "ShotBatch", "ShotDomain", "ShotLoss", "SquaredError", "protocols"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from metarl import families
-from metarl.core.adapt import Path
+from metarl.core.adapt import Once, Path
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed, Statistics
 from metarl.families import FamilyError, ShotFamily, Shots, ShotSpec, Split, Tasks
-from metarl.fewshot.losses import LOSSES, Judgement, ShotBatch, ShotLoss
+from metarl.fewshot.losses import LOSSES, Judgement, ShotBatch, ShotLoss, features_of
 from metarl.nets.net import Net, Normalized
 from metarl.pooled import LEVELS, Picks, Pooled
 from metarl.settings import SettingsError
@@ -78,6 +78,10 @@ class ShotDomain:
         del coefficient
         return None
 
+    def once(self, adapting: Collection[str]) -> Once | None:
+        """Return what evaluates the network's body once, where the last layer alone adapts."""
+        return features_of(self.net, adapting)
+
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh meta-parameters."""
         return {name: value.to(self.workers.device) for name, value in self.net.init(generator).items()}
@@ -93,14 +97,17 @@ class ShotDomain:
         plays no part.
         """
         started = time.perf_counter()
-        seeds = np.array([families.stream(seed[:-1], task).generate_state(1)[0] for task in range(len(tasks))])
-        support, query = self.draw(tasks, seeds)
-        scores, predicted = self._judged(params, query)
+        support, query = self.draw(tasks, self.seeds(seed[:-1], len(tasks)))
+        scores, predicted = self.judge(params, query)
         query = ShotBatch(query.inputs, query.targets, query.reference, predicted)
         data = support if role == "support" else query
         return Sample(
             data, scores.cpu(), data.num_tasks * data.num_samples, {"seconds_sampling": time.perf_counter() - started}
         )
+
+    def seeds(self, seed: Seed, num_tasks: int) -> np.ndarray:
+        """Return what the examples of each task are drawn with, uint32 (M,): a function of ``seed`` and the task's place."""
+        return np.array([families.stream(seed, task).generate_state(1)[0] for task in range(num_tasks)])
 
     def draw(self, tasks: Tasks, seeds: np.ndarray) -> tuple[ShotBatch, ShotBatch]:
         """Draw support and query examples, on the device; row i is a function of ``tasks`` row i and ``seeds[i]``.
@@ -122,8 +129,12 @@ class ShotDomain:
             if fault:
                 raise FamilyError(f"Family {name}: {role} {fault}")
         support, query = (self._batch(shots, pool) for shots in sets.values())
+        return support, self.referring(query, support)
+
+    def referring(self, query: ShotBatch, support: ShotBatch) -> ShotBatch:
+        """Return a query set with its support set's inputs, where the network normalises queries with their help."""
         refers = isinstance(self.net, Normalized) and self.net.refers
-        return support, ShotBatch(query.inputs, query.targets, support.inputs if refers else None)
+        return ShotBatch(query.inputs, query.targets, support.inputs if refers else None)
 
     def pool(self) -> Tensor | None:
         """Return all examples of a pooled family, uint8 (P, ...) on the device, loaded once; None of another family.
@@ -157,8 +168,8 @@ class ShotDomain:
         del samples
         return {}
 
-    def _judged(self, params: Params, query: ShotBatch) -> Judgement:
-        """Judge chunk by chunk: the feature maps of hundreds of tasks at once would fill the memory."""
+    def judge(self, params: Params, query: ShotBatch) -> Judgement:
+        """Judge chunk by chunk, without a graph: the feature maps of hundreds of tasks at once would fill the memory."""
         loss = self.query
 
         def part(cut: slice) -> Judgement:

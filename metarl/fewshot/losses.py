@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from metarl.core.adapt import Geometry, Ratio, Terms
 from metarl.core.params import Params
-from metarl.nets.net import Net, Normalized
+from metarl.nets.net import Flat, Net, Normalized, Split
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class ShotBatch:
         targets: (M, N, C) numbers, or classes int64 (M, N).
         reference: inputs (M, S, ...) of the support set, where the network normalises queries with its help.
         predicted: log-probabilities (M, N, C) when the examples were drawn, of the distribution that a KL starts from.
+        features: (M, N, ...) that the network's body makes of the inputs, where it need not look at them again.
     """
 
     inputs: Tensor
     targets: Tensor
     reference: Tensor | None = None
     predicted: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -41,7 +45,7 @@ class ShotBatch:
 
     def rows(self, tasks: slice) -> ShotBatch:
         """Return the examples of some tasks."""
-        rest = (None if x is None else x[tasks] for x in (self.reference, self.predicted))
+        rest = (None if x is None else x[tasks] for x in (self.reference, self.predicted, self.features))
         return ShotBatch(self.inputs[tasks], self.targets[tasks], *rest)
 
     def samples(self, index: Tensor) -> ShotBatch:
@@ -197,10 +201,72 @@ LOSSES: dict[str, type[SquaredError] | type[CrossEntropy]] = {"mse": SquaredErro
 
 def outputs(net: Net, params: Params, batch: ShotBatch) -> Tensor:
     """Return what the network predicts, (M, N, C)."""
+    if batch.features is not None:
+        return splittable(net).last(params, batch.features)
     if batch.reference is None:
         return net(params, batch.inputs)
     assert isinstance(net, Normalized), "only a network that refers to the support set is given one"
     return net.relative(params, batch.inputs, batch.reference)
+
+
+@dataclass(frozen=True)
+class Features:
+    r"""Evaluates a network's body once, for a rule that adapts its last layer alone (ANIL).
+
+    $$ f_{\theta_i'}(x) = \operatorname{last}_{h_i'}(\operatorname{body}_b(x)), \qquad \theta = (b, h) $$
+
+    b is the same for all tasks and all inner steps: their images are one ordinary batch (with statistics of each task's own),
+    and an inner step is one of a linear layer. Losses and meta-gradients are those of the long way, which evaluates the
+    body at every step and for every task with parameters of its own.
+
+    Attributes:
+        net: whose last layer adapts.
+
+    Reference: Raghu et al. (2020), ANIL, arXiv:1909.09157, section 4.
+    """
+
+    net: Net
+
+    def __call__(self, meta: Params, data: Sequence[ShotBatch]) -> list[ShotBatch]:
+        """Return the sets with their features, differentiable in ``meta``.
+
+        Equal sets, as the support sets of all inner steps are, share them; a set that has features already keeps them.
+        """
+        body, shared = splittable(self.net).body, {name: value.unsqueeze(0) for name, value in meta.items()}
+        ready: list[ShotBatch] = []
+        for batch in data:
+            alike = (one.features for one in ready if one.reference is batch.reference and _equal(one, batch))
+            features = next(alike, None) if batch.features is None else batch.features
+            if features is None:
+                features = body(shared, _flat(self.net, batch.inputs), batch.reference)
+            ready.append(dataclasses.replace(batch, features=features))
+        return ready
+
+
+def splittable(net: Net) -> Split:
+    """Return the network that has a body and a last layer.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    bare = net.net if isinstance(net, Flat) else net
+    if not isinstance(bare, Split):
+        raise TypeError(f"{type(bare).__name__} has no last layer that could be evaluated by itself")
+    return bare
+
+
+def features_of(net: Net, adapting: Collection[str]) -> Features | None:
+    """Return what evaluates the body once, where these parameters adapt; None where that would not be the same."""
+    bare = net.net if isinstance(net, Flat) else net
+    return Features(net) if isinstance(bare, Split) and set(adapting) <= set(bare.adaptable) else None
+
+
+def _equal(one: ShotBatch, other: ShotBatch) -> bool:
+    return one.inputs is other.inputs or torch.equal(one.inputs, other.inputs)
+
+
+def _flat(net: Net, inputs: Tensor) -> Tensor:
+    return inputs.flatten(2) if isinstance(net, Flat) else inputs
 
 
 def _mean_loss(log_probs: Tensor, targets: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from metarl.nets.context import ContextNet
 from metarl.nets.conv import Conv4
 from metarl.nets.mlp import MLP
 from metarl.nets.module import from_module
-from metarl.nets.net import Flat, Net, Normalized
+from metarl.nets.net import Flat, Net, Normalized, Split
 from metarl.nets.recurrent import GRU, Recurrent
 from metarl.nets.shared import Shared, SharedRecurrent
 
@@ -19,5 +19,6 @@ __all__ = [
     "Recurrent",
     "Shared",
     "SharedRecurrent",
+    "Split",
     "from_module",
 ]

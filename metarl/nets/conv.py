@@ -19,7 +19,8 @@ DOWNSAMPLINGS = ("stride", "pool")
 class Conv4:
     """Four times 3x3 convolution, normalisation, ReLU, and half the size; then one linear layer, the head.
 
-    The tasks of a batch are groups of one convolution, which for a single task is an ordinary convolution. Parameters of
+    The tasks of a batch are groups of one convolution, which for a single task, or where all share their filters, is an ordinary
+    convolution. Parameters of
     block i are ``{i}.weight`` (F, in, 3, 3), ``{i}.gamma`` and ``{i}.beta`` (F,) (see :mod:`metarl.nets.normalization`; without
     it ``{i}.bias`` (F,) instead: a bias that a batch mean removes would be moved by nothing but rounding); of the head
     ``head.weight`` (features, outputs) and ``head.bias`` (outputs,). They start as torch's own layers do, uniform within
@@ -103,25 +104,41 @@ class Conv4:
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
         """Map images (M, N, channels, height, width) to outputs (M, N, O); the images are their own support set."""
-        return self._outputs(params, inputs, inputs.shape[1])
+        return self.last(params, self.body(params, inputs, None))
 
     def relative(self, params: Params, inputs: Tensor, reference: Tensor) -> Tensor:
         """Map queries (M, N, ...) to outputs (M, N, O), normalised with the help of support images ``reference`` (M, S, ...)."""
-        return self._outputs(params, torch.cat([reference, inputs], 1), reference.shape[1])[:, reference.shape[1] :]
+        return self.last(params, self.body(params, inputs, reference))
 
-    def _outputs(self, params: Params, inputs: Tensor, reference: int) -> Tensor:
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """The head's parameters."""
+        return "head.weight", "head.bias"
+
+    def body(self, params: Params, inputs: Tensor, reference: Tensor | None) -> Tensor:
+        """Map images to features (M, N, features), statistics being each task's own; one row of parameters serves all tasks."""
+        if reference is not None:
+            return self._features(params, torch.cat([reference, inputs], 1), reference.shape[1])[
+                :, reference.shape[1] :
+            ]
+        return self._features(params, inputs, inputs.shape[1])
+
+    def last(self, params: Params, features: Tensor) -> Tensor:
+        """Map features (M, N, features) to outputs (M, N, O)."""
+        return torch.baddbmm(params["head.bias"].unsqueeze(1), features, params["head.weight"])
+
+    def _features(self, params: Params, inputs: Tensor, reference: int) -> Tensor:
         tasks, examples = inputs.shape[:2]
         x = inputs.transpose(0, 1).flatten(1, 2)  # (N, M*C, H, W): the channels of all tasks side by side
         stride = 2 if self.downsampling == "stride" else 1
         for block in range(self.blocks):
             own = dict(_under(params, f"{block}."))
-            bias = own["bias"].flatten() if "bias" in own else None
-            x = functional.conv2d(x, own["weight"].flatten(0, 1), bias, stride=stride, padding=1, groups=tasks)
+            x = _convolved(x, own, tasks, stride)
+            own = {name: value.expand(tasks, *value.shape[1:]) for name, value in own.items()}
             x = functional.relu(norm.normalized(self.normalization, x, own, reference))
             x = x if stride == 2 else functional.max_pool2d(x, 2)
         x = x.mean((2, 3)) if stride == 2 else x
-        features = x.reshape(examples, tasks, -1).transpose(0, 1)
-        return torch.baddbmm(params["head.bias"].unsqueeze(1), features, params["head.weight"])
+        return x.reshape(examples, tasks, -1).transpose(0, 1)
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -131,6 +148,15 @@ class Conv4:
             up = 1 if self.downsampling == "stride" else 0
             height, width = (height + up) // 2, (width + up) // 2
         return height, width
+
+
+def _convolved(x: Tensor, own: Params, tasks: int, stride: int) -> Tensor:
+    """Convolve maps (N, M*C, H, W) with filters of M rows, as groups, or of one row, which all tasks share as one batch."""
+    groups = len(own["weight"])
+    bias = own["bias"].flatten() if "bias" in own else None
+    maps = x.reshape(-1, x.shape[1] * groups // tasks, *x.shape[2:])
+    maps = functional.conv2d(maps, own["weight"].flatten(0, 1), bias, stride=stride, padding=1, groups=groups)
+    return maps.reshape(len(x), -1, *maps.shape[2:])
 
 
 def _under(params: Params, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -49,11 +49,28 @@ class MLP:
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
         """Map inputs (M, N, in) to outputs (M, N, out)."""
-        activate = ACTIVATIONS[self.activation]
+        return self.last(params, self.body(params, inputs, None))
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """The last layer's parameters."""
+        return f"{len(self.sizes) - 2}.weight", f"{len(self.sizes) - 2}.bias"
+
+    def body(self, params: Params, inputs: Tensor, reference: Tensor | None) -> Tensor:
+        """Map inputs (M, N, in) to what the last layer sees, (M, N, width); one row of parameters serves all tasks."""
+        del reference  # rows are independent
         x = inputs
-        last = len(self.sizes) - 2
-        for layer in range(last + 1):
-            x = torch.baddbmm(params[f"{layer}.bias"].unsqueeze(1), x, params[f"{layer}.weight"])
-            if layer < last:
-                x = activate(x)
+        for layer in range(len(self.sizes) - 2):
+            x = ACTIVATIONS[self.activation](_layer(params, layer, x))
         return x
+
+    def last(self, params: Params, features: Tensor) -> Tensor:
+        """Map what the last layer sees, (M, N, width), to outputs (M, N, out)."""
+        return _layer(params, len(self.sizes) - 2, features)
+
+
+def _layer(params: Params, layer: int, x: Tensor) -> Tensor:
+    weight, bias = params[f"{layer}.weight"], params[f"{layer}.bias"]
+    if len(weight) == 1 and len(x) > 1:  # one row for all tasks: their examples are one batch
+        return torch.addmm(bias[0], x.flatten(0, 1), weight[0]).view(*x.shape[:2], -1)
+    return torch.baddbmm(bias.unsqueeze(1), x, weight)

@@ -42,6 +42,30 @@ class Normalized(Net, Protocol):
         ...
 
 
+@runtime_checkable
+class Split(Net, Protocol):
+    """A :class:`Net` whose last layer can be evaluated by itself, on features that the layers before it, its body, compute once.
+
+    Then ``net(params, inputs)`` is ``last(params, body(params, inputs, None))``, and ``relative`` the same with a reference.
+    """
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """Names of the last layer's parameters: as long as only these change, features stay what they are."""
+        ...
+
+    def body(self, params: Params, inputs: Tensor, reference: Tensor | None) -> Tensor:
+        """Map inputs (M, N, ...) to features (M, N, ...), with parameters (M, ...), or (1, ...) where all tasks share them.
+
+        ``reference`` is that of :meth:`Normalized.relative`, None where there is none.
+        """
+        ...
+
+    def last(self, params: Params, features: Tensor) -> Tensor:
+        """Map features (M, N, ...) to outputs (M, N, ...)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Flat:
     """A network of vectors that is given arrays: inputs (M, N, ...) are flattened to (M, N, in).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -178,6 +178,10 @@ class RLDomain:
     def exploration(self, coefficient: float) -> Path | None:
         """Return E-MAML's term."""
         return Exploration(self.policy, coefficient) if coefficient else None
+
+    def once(self, adapting: Collection[str]) -> None:
+        """Return None: every inner step looks at data of its own."""
+        del adapting
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh meta-parameters."""

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from metarl import algorithms, families
+from metarl.core.inner import GradientStep
 from metarl.core.parallel import Workers
 from metarl.domain import Domain
 from metarl.families import Choices, FamilyError, RLFamily, RLSpec, ShotFamily, ShotSpec
 from metarl.fewshot import ShotDomain
+from metarl.fewshot.executors import tasks_at_once
 from metarl.fewshot.losses import LOSSES
 from metarl.learner import MetaLearner
 from metarl.nets import GRU, MLP, ContextNet, Conv4, Flat, Net, Recurrent, Shared, SharedRecurrent
@@ -61,7 +63,10 @@ def build_learner(config: RunConfig) -> MetaLearner:
             f"algo.rates_steps={trained} is more than inner_steps={run.inner_steps}: rates of later steps would never be"
             " learned; raise inner_steps or lower algo.rates_steps"
         )
-    chunk_tasks = domain.chunk_tasks if isinstance(domain, ShotDomain) else run.chunk_tasks
+    chunk_tasks = run.chunk_tasks
+    if chunk_tasks is None and isinstance(domain, ShotDomain):
+        adapting = inner.adapting(names) if isinstance(inner, GradientStep) else names
+        chunk_tasks = _tasks_at_once(domain, domain.once(adapting) is not None)
     sizes = (run.inner_steps, run.meta_batch_size, chunk_tasks)
     return MetaLearner(domain, inner, outer, *sizes, exploration=run.exploration)
 
@@ -122,16 +127,8 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
     return _shot_domain(config, family, spec, workers)
 
 
-# Images to a chunk on a GPU; at 28x28 and 64 filters each is some 0.15 MB of feature maps in every pass that is kept.
-_GPU_IMAGES = 16384
-
-
 def _shot_domain(config: RunConfig, family: ShotFamily, spec: ShotSpec, workers: Workers) -> ShotDomain:
-    """Build a supervised domain, load its data, and choose how many tasks are differentiated at once.
-
-    On the CPU a convolution fills the cache by a single task, which grouped convolutions of several only leave; on a GPU
-    they save launches.
-    """
+    """Build a supervised domain, load its data, and choose how many tasks are judged at once."""
     run = config.run
     net: Net
     if convolutional(config, spec):
@@ -147,16 +144,15 @@ def _shot_domain(config: RunConfig, family: ShotFamily, spec: ShotSpec, workers:
         net = net if len(spec.input_shape) == 1 else Flat(net)
     domain = ShotDomain(family, net, workers, run.chunk_tasks)
     domain.pool()
-    if run.chunk_tasks is not None or not isinstance(net, Conv4):
+    if run.chunk_tasks is not None:
         return domain
-    return dataclasses.replace(domain, chunk_tasks=_tasks_at_once(domain, workers.device))
+    return dataclasses.replace(domain, chunk_tasks=_tasks_at_once(domain, shared=False))
 
 
-def _tasks_at_once(domain: ShotDomain, device: torch.device) -> int:
-    if device.type == "cpu":
-        return 1
+def _tasks_at_once(domain: ShotDomain, shared: bool) -> int | None:
     task = domain.sample_tasks(1, "train", (0,))
-    return max(1, _GPU_IMAGES // sum(shots.num_samples for shots in domain.draw(task, np.zeros(1, dtype=np.uint32))))
+    images = sum(shots.num_samples for shots in domain.draw(task, np.zeros(1, dtype=np.uint32)))
+    return tasks_at_once(domain.net, images, domain.workers.device, shared)
 
 
 def _policy(family: RLFamily, run: RunSettings, net: Callable[[int, int, int], Net]) -> Policy:

@@ -263,6 +263,8 @@ def _refuse_without_effect(config: RunConfig, given: Mapping[str, Any]) -> None:
     run, reasons = config.run, dict[str, str]()
     if run.inner_surrogate != "loaded-dice":
         reasons["dice_decay"] = f"inner_surrogate={run.inner_surrogate}, which has no decay"
+    if "solver_steps" in config.algo_settings and "dice" in run.inner_surrogate:
+        reasons["inner_surrogate"] = f"algo={config.algo}: its solver compares losses, and DiCE's are 0 everywhere"
     if run.inner_steps == 0 and run.exploration:
         reasons["exploration"] = "inner_steps=0: nothing is sampled for an update"
     if config.algo == "reptile" and run.entropy_bonus:

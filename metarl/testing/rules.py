@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -95,13 +96,16 @@ def check_inner_rule(
 ) -> None:
     """Hold an inner rule to its contract (:class:`~metarl.core.InnerRule`).
 
-    The rule is pure and keeps tasks apart, what it learns itself passes through unchanged and receives a gradient, its
-    batched meta-gradient is that of a loop over tasks and (``exact``) the slope of the objective by central differences.
+    The rule is pure and keeps tasks apart, what it learns itself passes through unchanged and receives a gradient, all of
+    it, its batched meta-gradient is that of a loop over tasks and (``exact``) the slope of the objective by central
+    differences. A rule that says of itself whether it is of first order, by an attribute ``first_order``, is: its
+    meta-gradient stays as it is, or does not, where the support loss has its values and gradients but no curvature.
 
     Args:
         make_rule: makes the rule from the support loss (params (M, ...), support) -> (M,). The model's parameters are
             ``0.weight``, ``0.bias``, ``1.weight`` and ``1.bias``.
-        inner_steps: how often the rule is applied; every number is checked.
+        inner_steps: how often the rule is applied; every number is checked. What belongs to a later step receives its
+            gradient in the largest.
         exact: False for rules that leave out derivatives on purpose (first order).
 
     Raises:
@@ -112,35 +116,75 @@ def check_inner_rule(
     def loss(params: Params, data: tuple[Tensor, Tensor]) -> Tensor:
         return (_NET({n: params[n] for n in own}, data[0]) - data[1]).square().mean((1, 2))
 
-    rule = make_rule(loss)
+    rule, flat = make_rule(loss), make_rule(_without_curvature(loss, own))
     added = rule.init(own)
     require(not set(added) & set(own), "what a rule learns has names of its own", ", ".join(set(added) & set(own)))
+    idle = set(added)
     for steps in inner_steps:
         data = [(normal(_TASKS, 5, 2), normal(_TASKS, 5, 1)) for _ in range(steps + 1)]
-        _check_inner(rule, loss, own | added, list(added), data, exact)
+        trial = _Trial(rule, loss, own | added, data)
+        _check_inner(trial, list(added), exact)
+        parts = unravel(trial.gradient(), trial.meta)
+        idle -= {name for name in added if bool(parts[name].any())}
+        if isinstance(rule, _SaysItsOrder):
+            _check_order(rule.first_order, trial, dataclasses.replace(trial, rule=flat))
+    require(not idle, "what a rule learns receives a gradient", ", ".join(sorted(idle)))
 
 
-def _check_inner(
-    rule: InnerRule[Any], loss: TaskLoss[Any], meta: Params, added: list[str], data: list[Any], exact: bool
-) -> None:
-    def adapted(theta: Params, tasks: slice) -> Params:
-        supports = [(x[tasks], y[tasks]) for x, y in data[:-1]]
-        return adapt(rule, expand(theta, len(data[0][0][tasks])), supports)
+@runtime_checkable
+class _SaysItsOrder(Protocol):
+    @property
+    def first_order(self) -> bool: ...
 
-    def total(theta: Params, tasks: slice) -> Tensor:
-        return loss(adapted(theta, tasks), (data[-1][0][tasks], data[-1][1][tasks])).sum()
 
-    def gradient(tasks: slice) -> Tensor:
-        theta = leaf(meta)
+def _without_curvature(loss: TaskLoss[Any], own: Params) -> TaskLoss[Any]:
+    """Return a loss that has the values and gradients of another one wherever it is evaluated, and no second derivative."""
+
+    def flat(params: Params, data: Any) -> Tensor:
+        with torch.enable_grad():
+            start = leaf({n: params[n] for n in own})
+            losses = loss(start, data)
+            slopes = torch.autograd.grad(losses.sum(), list(start.values()))
+        away = [params[n] - start[n].detach() for n in own]
+        # the square has a graph, which rules of second order look for, and adds nothing
+        terms = [(a * g + 0.0 * a.square()).flatten(1).sum(1) for a, g in zip(away, slopes, strict=True)]
+        return losses.detach() + torch.stack(terms).sum(0)
+
+    return flat
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A rule, applied once for each pair of inputs and targets but the last, which tells the outer loss."""
+
+    rule: InnerRule[Any]
+    loss: TaskLoss[Any]
+    meta: Params
+    data: list[tuple[Tensor, Tensor]]
+
+    def adapted(self, theta: Params, tasks: slice = slice(_TASKS)) -> Params:
+        supports = [(x[tasks], y[tasks]) for x, y in self.data[:-1]]
+        return adapt(self.rule, expand(theta, len(self.data[0][0][tasks])), supports)
+
+    def total(self, theta: Params, tasks: slice = slice(_TASKS)) -> Tensor:
+        """Return the sum of the outer losses."""
+        inputs, targets = self.data[-1]
+        return self.loss(self.adapted(theta, tasks), (inputs[tasks], targets[tasks])).sum()
+
+    def gradient(self, tasks: slice = slice(_TASKS)) -> Tensor:
+        """Return the meta-gradient, (P,)."""
+        theta = leaf(self.meta)
         parts = torch.autograd.grad(
-            total(theta, tasks), list(theta.values()), allow_unused=True, materialize_grads=True
+            self.total(theta, tasks), list(theta.values()), allow_unused=True, materialize_grads=True
         )
         return ravel(dict(zip(theta, parts, strict=True)))
 
-    every, single = slice(0, _TASKS), [slice(i, i + 1) for i in range(_TASKS)]
-    given = expand(meta, _TASKS)
+
+def _check_inner(trial: _Trial, added: list[str], exact: bool) -> None:
+    single = [slice(i, i + 1) for i in range(_TASKS)]
+    given = expand(trial.meta, _TASKS)
     kept = {name: value.clone() for name, value in given.items()}
-    together = adapt(rule, given, [(x, y) for x, y in data[:-1]])
+    together = adapt(trial.rule, given, trial.data[:-1])
     require(all(torch.equal(given[n], kept[n]) for n in kept), "a rule writes nothing in place")
     shapes, wanted = ({n: v.shape for n, v in p.items()} for p in (together, given))
     require(shapes == wanted, "adapted parameters keep names and shapes", f"{shapes} instead of {wanted}")
@@ -149,18 +193,28 @@ def _check_inner(
         require(torch.equal(together[name], given[name]), "what a rule learns passes through unchanged", name)
     for i, one in enumerate(single):
         row = ravel({n: v[i] for n, v in together.items()})
-        close(row, ravel(adapted(meta, one)), 1e-9, "a task adapts alike alone and in a meta-batch")
-    whole = gradient(every)
-    close(whole, torch.stack([gradient(one) for one in single]).sum(0), 1e-9, "meta-gradients of tasks add up")
-    parts = unravel(whole, meta)
-    # the rates of later steps are unused in fewer steps
-    used = [name for name in added if bool(parts[name].any())]
-    require(bool(used) or not added, "what a rule learns receives a gradient", ", ".join(added))
+        close(row, ravel(trial.adapted(trial.meta, one)), 1e-9, "a task adapts alike alone and in a meta-batch")
+    whole = trial.gradient()
+    each = torch.stack([trial.gradient(one) for one in single])
+    close(whole, each.sum(0), 1e-9, "meta-gradients of tasks add up")
     if exact:
-        shifts = 1e-5 * torch.eye(len(whole), dtype=torch.float64)
-        ends = [[total(unravel(ravel(meta) + sign * row, meta), every) for row in shifts] for sign in (1, -1)]
+        at, shifts = ravel(trial.meta), 1e-5 * torch.eye(len(whole), dtype=torch.float64)
+        ends = [[trial.total(unravel(at + sign * row, trial.meta)) for row in shifts] for sign in (1, -1)]
         slope = (torch.stack(ends[0]) - torch.stack(ends[1])) / 2e-5
-        close(whole, slope, 1e-5, f"the meta-gradient through {len(data) - 1} steps is the slope of the outer loss")
+        steps = len(trial.data) - 1
+        close(whole, slope, 1e-5, f"the meta-gradient through {steps} steps is the slope of the outer loss")
+
+
+def _check_order(first_order: bool, trial: _Trial, flat: _Trial) -> None:
+    """Compare the meta-gradients on two support losses that differ in their second derivatives alone."""
+    curved, straight = trial.gradient(), flat.gradient()
+    if first_order:
+        close(curved, straight, 1e-9, "a rule with first_order=True carries no second derivative of the support loss")
+        return
+    gap = float((curved - straight).norm() / curved.norm())
+    require(
+        gap > 1e-6, "a rule with first_order=False carries second derivatives of the support loss", f"only {gap:.2g}"
+    )
 
 
 def check_outer_rule(rule: OuterRule, *, max_kl: float | None = None, steps: int = 20) -> None:

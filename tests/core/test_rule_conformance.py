@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from metarl.core import SGD, TRPO, Adam, ProMP, Reptile, Update
+from metarl.core import SGD, TRPO, Adam, GradientStep, InnerRule, LearnedRates, ProMP, ProximalSolve, Reptile, Update
 from metarl.core.inner import TaskLoss
 from metarl.core.params import Params, ravel
 from metarl.testing import check_inner_rule, check_outer_rule
@@ -75,6 +75,79 @@ def test_sound_rules_pass_first_order_when_declared_and_learned_step_sizes():
     check_inner_rule(lambda loss: Flawed(loss, ""), inner_steps=(1, 2))
     check_inner_rule(lambda loss: Flawed(loss, "first order"), exact=False)
     check_inner_rule(lambda loss: Flawed(loss, "learned rates"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """A sound rule in another's clothes: what it says of its order need not be so, and it may learn what it never uses."""
+
+    rule: InnerRule
+    first_order: bool
+    idle: tuple[str, ...] = ()
+
+    def init(self, params: Params) -> Params:
+        return self.rule.init(params) | {name: torch.tensor(0.3, dtype=torch.float64) for name in self.idle}
+
+    def __call__(self, params: Params, support: object, step: int = 0) -> Params:
+        return params | self.rule({n: v for n, v in params.items() if n not in self.idle}, support, step)
+
+
+MAKERS = {
+    "gradient step": lambda loss, first: GradientStep(loss, 0.2, first),
+    "last layer": lambda loss, first: GradientStep(loss, 0.2, first, subset=("1.*",)),
+    "learned rates": lambda loss, first: GradientStep(loss, 0.2, first, rates=LearnedRates(0.1)),
+    "from zero": lambda loss, first: GradientStep(loss, 0.2, first, subset=("0.bias",), from_zero=True),
+    "proximal": lambda loss, first: ProximalSolve(loss, 0.1, 4.0, 30, first_order=first),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_rule_that_lies_about_its_order_is_caught(name):
+    """FOMAML that pays for second order, and MAML that lost it: the latter passed where exact=False was said."""
+    for first in (True, False):
+        check_inner_rule(lambda loss, first=first: Claims(MAKERS[name](loss, first), first), exact=False)
+        lie = "carries second derivatives" if first else "carries no second derivative"
+        with pytest.raises(AssertionError, match=lie):
+            check_inner_rule(lambda loss, first=first: Claims(MAKERS[name](loss, first), not first), exact=False)
+
+
+def test_a_lie_about_the_order_is_caught_in_any_number_of_steps():
+    """Second derivatives that only a second step has: a check of the first alone lets them pass."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Later:
+        loss: TaskLoss
+        first_order: bool = True
+
+        def init(self, params: Params) -> Params:
+            return {}
+
+        def __call__(self, params: Params, support: object, step: int = 0) -> Params:
+            return GradientStep(self.loss, 0.2, step == 0)(params, support)
+
+    check_inner_rule(Later, inner_steps=(1,), exact=False)
+    with pytest.raises(AssertionError, match="carries no second derivative"):
+        check_inner_rule(Later, exact=False)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_learned_number_among_several_that_gets_no_gradient_is_named(exact):
+    """One that got a gradient covered for all others."""
+    with pytest.raises(AssertionError, match=r"receives a gradient; spare$"):
+        check_inner_rule(
+            lambda loss: Claims(GradientStep(loss, 0.2, rates=LearnedRates(0.1)), False, ("spare",)), exact=exact
+        )
+
+
+def test_rates_of_a_step_that_is_never_taken_are_named_and_those_of_a_later_one_are_not():
+    """Three steps have rates: one step leaves two without a gradient, as it must; that alone is no flaw."""
+
+    def make(loss):
+        return GradientStep(loss, 0.2, rates=LearnedRates(0.1, False, 3))
+
+    check_inner_rule(make, inner_steps=(1, 3))
+    with pytest.raises(AssertionError, match=r"receives a gradient; rate\.2\.0\.bias, rate\.2\.0\.weight"):
+        check_inner_rule(make, inner_steps=(1, 2))
 
 
 # -- outer rules with a flaw -------------------------------------------------------------------------------------------

@@ -31,6 +31,18 @@ def test_inputs_are_uniform_on_minus_5_to_5():
     assert len(np.unique(support.inputs[:, 0])) == 3
 
 
+def test_an_oracle_is_told_the_wave_and_sees_the_same_points():
+    """Catches amplitude and phase of another task or in the other order, and other points than those of the learners."""
+    plain, oracle = (families.make("sinusoid", shots=4, queries=6, oracle=told) for told in (False, True))
+    tasks, seeds = plain.sample_tasks(3, "test", 0), np.arange(3, dtype=np.uint32)
+    assert oracle.spec.input_shape == (3,)
+    for ours, theirs in zip(plain.draw(tasks, seeds), oracle.draw(tasks, seeds), strict=True):
+        np.testing.assert_array_equal(ours.targets, theirs.targets)
+        np.testing.assert_array_equal(ours.inputs, theirs.inputs[..., :1])
+        x, amplitude, phase = np.moveaxis(theirs.inputs, 2, 0)
+        np.testing.assert_allclose(amplitude * np.sin(x - phase), theirs.targets[..., 0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_tasks_cover_the_papers_ranges_and_belong_to_their_split(split):
     tasks = families.make("sinusoid").sample_tasks(2000, split, 1)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import metarl
 from metarl import families
-from metarl.core import Workers
 from metarl.families import FamilyError
-from metarl.fewshot import ShotDomain
-from metarl.nets import MLP, ContextNet, Conv4, Flat
-from metarl.run import build as building
+from metarl.fewshot import ShotDomain, executors
+from metarl.fewshot.executors import tasks_at_once
+from metarl.nets import MLP, ContextNet, Conv4, Flat, from_module
 from metarl.run.arguments import check
 from metarl.settings import SettingsError
 
@@ -57,14 +55,37 @@ def test_anil_adapts_the_head_alone(images):
     assert moved == {"head.weight", "head.bias"}
 
 
-def test_a_gpu_takes_as_many_tasks_as_its_images_allow(patterns, monkeypatch):
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_gpu_takes_as_many_tasks_as_its_images_allow():
     """At 20 ways and 15 queries a task has a quarter of the images of 20 ways and 75."""
-    domain = ShotDomain(patterns(), Conv4((1, 8, 8), 3, 4), Workers())
-    monkeypatch.setattr(building, "_GPU_IMAGES", 40)
-    assert building._tasks_at_once(domain, torch.device("cuda")) == 40 // (3 * (2 + 4))
-    bigger = dataclasses.replace(domain, family=patterns(ways=10))
-    assert building._tasks_at_once(bigger, torch.device("cuda")) == 1
-    assert building._tasks_at_once(domain, torch.device("cpu")) == 1
+    net = Conv4((1, 8, 8), 3, 4)
+    assert tasks_at_once(net, 320, GPU) == executors.GPU_IMAGES // 320 == 51
+    assert tasks_at_once(net, 100_000, GPU) == 1
+
+
+def test_on_the_cpu_convolutions_loop_over_tasks_and_vectors_are_one_batch():
+    """A module of torch's own is looked into; filters that tasks share make several tasks one batch."""
+    module = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Flatten(), nn.Linear(144, 3))
+    for net in (Conv4((1, 8, 8), 3, 4), from_module(module)):
+        assert tasks_at_once(net, 10, CPU) == 1
+        assert tasks_at_once(net, 10, CPU, shared=True) == 16
+        assert tasks_at_once(net, 1000, CPU, shared=True) == 1
+    for net in (MLP((2, 3)), Flat(MLP((64, 3))), from_module(nn.Linear(2, 1))):
+        assert tasks_at_once(net, 10, CPU) is tasks_at_once(net, 10, GPU) is None
+
+
+def test_the_learner_takes_the_executor_of_its_rule(images):
+    """18 images to a task: 8 tasks are a batch where the last layer alone adapts, and are judged one by one all the same."""
+    for algo, settings, wanted in (
+        ("maml-adam", {}, 1),
+        ("anil-adam", {}, 160 // 18),
+        ("anil-adam", {"adapt": ("3.*", "head")}, 1),
+        ("imaml-adam", {}, 1),
+    ):
+        learner = metarl.build(images, algo, threads=1, filters=4, algo_settings=settings)
+        assert (learner.chunk_tasks, learner.domain.chunk_tasks) == (wanted, 1)
 
 
 REFUSED = [

@@ -1,0 +1,101 @@
+"""Tables and pictures of few-shot results, made from the result file alone."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# where the statistics come from that normalise a query
+PROTOCOLS = {
+    "transductive": "transductive",
+    "support": "support statistics",
+    "one-by-one": "one query at a time",
+    "running": "running statistics",
+    "": "no network",
+}
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Return the table in Markdown."""
+    rows, columns = result["rows"], _columns(result)
+    alone = f" (one query at a time: on the first {result['alone']} of them)" if result["alone"] else ""
+    lines = [
+        f"`{result['env']}`, {result['ways']} ways, {result['shots']} shots: accuracy in % on {result['tasks']} test tasks{alone}"
+        f" of {result['queries']} queries a class, mean ± 95 % interval over tasks. By whose statistics a query is normalised: all"
+        " queries' (transductive), the support set's, those of the support set with that query alone, or training's (running)."
+        " Parameters: the best on validation classes; number of updates, and what a reference has to choose: the best on 200"
+        " validation tasks.",
+        "",
+        f"| method | updates | {' | '.join(columns.values())} | trained with | iterations | best at | minutes | seeds |",
+        "| --- |" + " --- |" * (len(columns) + 6),
+    ]
+    for name, row in rows.items():
+        cells = [_cell(row, protocol) for protocol in columns]
+        made = [_range(row["iterations"]), _range(row["selected"]), _range(row["minutes"], ".0f")]
+        lines.append(
+            f"| {name} | {row['updates'] or ''} | {' | '.join(cells)} | {row['trained']} | {' | '.join(made)} |"
+            f" {len(row['iterations']) or ''} |"
+        )
+    origin = result["provenance"]
+    commits = sorted({commit for row in rows.values() for commit in row["commits"]})
+    every = [*(command for row in rows.values() for command in row["commands"]), result["command"]]
+    lines += ["", "Commands:", "", "```", *dict.fromkeys(every), "```", ""]
+    lines += [
+        f"Commits: {', '.join(commits)}; evaluation {origin['commit']}.",
+        f"Hardware: {origin['cpu']}, {origin['cores']} cores. Versions: {origin['versions']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _columns(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the protocols by which any row was judged, with their headings."""
+    found = {name: None for row in result["rows"].values() for name in row["protocols"]}
+    return {name: PROTOCOLS.get(name, name) for name in [*PROTOCOLS, *found] if name in found}
+
+
+def _cell(row: Mapping[str, Any], protocol: str) -> str:
+    """Return accuracy and interval after the chosen number of updates; empty where the protocol does not apply."""
+    found = row["protocols"].get(protocol)
+    if found is None:
+        return ""
+    at = found["updates"].index(found.get("chosen_updates", row["updates"]))
+    mean, (low, high) = found["mean"][at], found["ci95"][at]
+    return f"{100 * mean:.2f} ± {50 * (high - low):.2f}"
+
+
+def _range(values: Sequence[float], form: str = "") -> str:
+    """Return a number, or the least and the greatest of several."""
+    if not values:
+        return ""
+    ends = dict.fromkeys(format(value, form) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw accuracy against inner updates with intervals over tasks, one panel for each protocol that has a curve."""
+    from matplotlib.figure import Figure
+
+    rows, columns = result["rows"], _columns(result)
+    points = {p: max(len(row["protocols"].get(p, {}).get("updates", ())) for row in rows.values()) for p in columns}
+    shown = [protocol for protocol in columns if points[protocol] > 1]
+    figure = Figure(figsize=(5.5 * max(1, len(shown)), 4.4), layout="constrained")
+    panels = figure.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0]
+    for axes, protocol in zip(panels, shown, strict=False):
+        for name, row in rows.items():
+            curve = row["protocols"].get(protocol, {"updates": [0]})
+            if len(curve["updates"]) < 2:
+                continue
+            mean, ends = np.array(curve["mean"]), np.array(curve["ci95"])
+            (line,) = axes.plot(curve["updates"], mean, marker="o", ms=3, label=name)
+            axes.fill_between(curve["updates"], *ends.T, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set_title(columns[protocol], fontsize=10)
+        axes.set_xlabel("inner updates")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy, mean and 95 % interval over tasks")
+    panels[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
