@@ -1,6 +1,6 @@
 """Evaluate a run: ``python -m metarl.evaluate run=runs/x compare=[runs/pretrained,runs/oracle] steps=3``.
 
-Adapts on held-out tasks and writes ``curve.json``, ``curve.csv`` and ``curve.png`` under ``RUN/evaluation/``.
+Adapts on held-out tasks and writes ``curve.json``, ``curve.csv``, ``curve.png`` and ``groups.csv`` under ``RUN/evaluation/``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-    """Adapt on held-out tasks; write curve.json, curve.csv and curve.png under RUN/evaluation/."""
+    """Adapt on held-out tasks; write curve.json, curve.csv, curve.png and groups.csv under RUN/evaluation/."""
 
     run: str = setting("", "the run directory to evaluate")
     compare: tuple[str, ...] = setting((), "other runs to show in the same picture: [RUN2,RUN3]")
@@ -44,6 +44,7 @@ class EvaluateSettings:
         above=0,
     )
     tune: bool = setting(False, "choose the step sizes on 20 validation tasks, for every run by itself")
+    level: float | None = setting(None, "say after how many training steps the validation score reached this")
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
     seed: int = setting(0, "of tasks and rollouts", low=0)
     device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
@@ -69,7 +70,7 @@ def _main(argv: list[str]) -> int:
 
     paths = [pathlib.Path(path) for path in (settings.run, *settings.compare)]
     configs = [read_config(path) for path in paths]
-    runs = dict(zip(_names(paths), paths, strict=True))
+    runs = dict(zip(names(paths), paths, strict=True))
     _check(settings, configs[0])
     for name, config in zip(runs, configs, strict=True):
         _refuse_other_problem(configs[0], config, name)
@@ -90,16 +91,16 @@ def _listed(token: str) -> str:
     return f"{key}=[{text}]" if lone else token
 
 
-def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+def names(paths: Sequence[pathlib.Path]) -> list[str]:
     """Return the runs' names: the shortest ends of their paths that tell all of them apart."""
     every = [path.resolve().parts for path in paths]
-    names = []
+    found = []
     for path, parts in zip(paths, every, strict=True):
         if every.count(parts) > 1:
             raise SettingsError(f"{path} is named twice; name every run once")
         length = next(n for n in range(1, len(parts) + 1) if sum(other[-n:] == parts[-n:] for other in every) == 1)
-        names.append(_text("/".join(parts[-length:])))
-    return names
+        found.append(_text("/".join(parts[-length:])))
+    return found
 
 
 def _text(path: str | pathlib.Path) -> str:
@@ -113,6 +114,7 @@ def _check(settings: EvaluateSettings, config: RunConfig) -> None:
         raise SettingsError("video=true shows one run before and after inner updates; a run of algo=rl2 has none")
     if settings.video:
         unused = [name for name in ("compare", "rollouts", "tune") if getattr(settings, name)]
+        unused += ["level"] if settings.level is not None else []
         reason = "video=true shows one run before and after adapting"
     else:
         unused = ["task"] if settings.task else []
@@ -188,20 +190,57 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
         "settings": dataclasses.asdict(settings),
         "provenance": provenance(),
     }
+    result |= _grouped(settings, paths, {name: agent.config for name, agent in agents.items()}, result)
     # the one axis that runs with and without inner updates share
     by = "rollouts" if settings.rollouts or any(_remembers(agent.config) for agent in agents.values()) else "updates"
     out = pathlib.Path(settings.run) / EVALUATION
     report.write(result, out, by)
-    for name, run in runs.items():
-        protocol = notes[name]["protocol"]
-        label = f"{domain.metric} ({protocol})" if protocol else domain.metric
+    _say(result, by)
+    say(f"written: {_text(out)}/curve.json, curve.csv, curve.png, groups.csv")
+    return 0
+
+
+def _grouped(
+    settings: EvaluateSettings,
+    paths: Mapping[str, pathlib.Path],
+    configs: Mapping[str, RunConfig],
+    result: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the runs say together, those that differ in their seeds alone as one group."""
+    from metarl.analysis import groups
+
+    members = groups.grouped(configs)
+    found = {"groups": groups.summarise(result, members), "improvement": groups.compare(result, members)}
+    if settings.level is None:
+        return found
+    return found | {"efficiency": groups.efficiency(settings.level, paths, result, members)}
+
+
+def _say(result: Mapping[str, Any], by: str) -> None:
+    """Print the means of every run, and what groups of several runs say."""
+    metric = result["metric"]
+    for name, run in result["runs"].items():
+        protocol = result["notes"][name]["protocol"]
+        label = f"{metric} ({protocol})" if protocol else metric
         for what, summary in ((label, run), ("success rate", run.get("success"))):
             if summary is not None:
-                points = zip(run[by], summary["mean"], summary["ci95"], strict=True)
-                shown = "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
-                say(f"{name}  {what} after {by}  {shown}")
-    say(f"written: {_text(out)}/curve.json, curve.csv, curve.png")
-    return 0
+                say(f"{name}  {what} after {by}  {_points(run[by], summary['mean'], summary['ci95'])}")
+    for name, group in result["groups"].items():
+        if len(group["runs"]) > 1:
+            shown = _points(group[by], group["iqm"], group["iqm_ci95"])
+            say(f"{name}, {len(group['runs'])} seeds  interquartile mean of {metric} after {by}  {shown}")
+    for pair in result["improvement"]:
+        low, high = pair["ci95"]
+        better = f"{pair['probability']:.2f} [{low:.2f}, {high:.2f}]"
+        say(f"{pair['group']}  is better than {pair['against']} on a task with probability {better}")
+    for name, steps in result.get("efficiency", {}).get("env_steps", {}).items():
+        reached = "was never validated at" if steps is None else f"took {steps:,.0f} training steps to"
+        say(f"{name}  {reached} {metric} {result['efficiency']['level']:g}")
+
+
+def _points(counts: Sequence[int], means: Sequence[float], intervals: Sequence[Sequence[float]]) -> str:
+    points = zip(counts, means, intervals, strict=True)
+    return "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
 
 
 def _stream(settings: EvaluateSettings) -> tuple[int, int]:

@@ -40,14 +40,16 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 }
 _BELOW = {"settings", "families", "pooled", "cohorts", "gym", "core", "nets", "domain", "rl", "fewshot", "algorithms"}
 _RUN = {"torch", "numpy", "hydra", "omegaconf", "yaml", "safetensors", "tqdm"}
-_ANALYSIS = {"torch", "numpy", "scipy", "matplotlib", "imageio", "PIL", "gymnasium", "mujoco"}
+_ANALYSIS = {"jinja2", "torch", "numpy", "scipy", "matplotlib", "imageio", "PIL", "gymnasium", "mujoco"}
 LAYERS |= {
     "learner": (_BELOW, {"torch"}),
     "run": ({*_BELOW, "learner"}, _RUN),
-    "analysis": ({*_BELOW, "learner", "run"}, _ANALYSIS),
+    "analysis": ({*_BELOW, "rules", "learner", "run"}, _ANALYSIS),
     "testing": ({*_BELOW, "learner"}, {"torch", "numpy", "safetensors"}),
     "train": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "evaluate": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
+    "diagnose": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
+    "report": ({*_BELOW, "learner", "run", "analysis", "evaluate", "diagnose"}, _RUN),
 }
 LAYERS["metarl"] = (set(LAYERS) - {"envs"}, set())
 _ANYTHING = {*_RUN, *_ANALYSIS, "stable_baselines3"}

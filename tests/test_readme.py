@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import metarl
-from metarl import algorithms, evaluate, families, listing, train
+from metarl import algorithms, diagnose, evaluate, families, listing, report, train
 from metarl.core.params import ravel
 from metarl.run import arguments, metrics
 
@@ -52,6 +52,8 @@ def test_there_is_something_to_test():
     assert {command.split()[0] for command in COMMANDS} == {
         "metarl.train",
         "metarl.evaluate",
+        "metarl.diagnose",
+        "metarl.report",
         "metarl.algorithms",
         "metarl.families",
     }
@@ -73,6 +75,19 @@ def test_evaluation_commands_are_legal(tmp_path, monkeypatch, capsys, command):
     named = next(word for word in words if word.startswith("run=")).removeprefix("run=")
     assert evaluate.main(words) == 2
     assert capsys.readouterr().err.startswith(f"error: {named} does not exist; ")
+
+
+def test_the_diagnosis_is_legal_and_described(tmp_path, monkeypatch, capsys):
+    """A renamed key, and a diagnostic that the table does not have."""
+    monkeypatch.chdir(tmp_path)
+    (command,) = (c for c in COMMANDS if c.startswith("metarl.diagnose"))
+    assert diagnose.main(shlex.split(command)[1:]) == 2
+    assert capsys.readouterr().err.startswith("error: runs/x does not exist; ")
+    (command,) = (c for c in COMMANDS if c.startswith("metarl.report"))
+    assert report.main(shlex.split(command)[1:]) == 2
+    assert capsys.readouterr().err.startswith("error: runs/x does not exist; ")
+    table = README[README.index("| | question |") :].split("\n\n")[0]
+    assert [name for name in diagnose.READING if f"`{name}`" not in table] == []
 
 
 def test_algorithms_are_listed():

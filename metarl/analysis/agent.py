@@ -152,8 +152,7 @@ class Agent:
         else:
             task = one_task(task, spec, self.config.env)
             _warn_beyond(task, spec)
-            blank = torch.zeros(1, 1, spec.observation_size, device=domain.workers.device)
-            context = domain.told(blank, task)[0, 0, spec.observation_size :].cpu().numpy()
+            context = _told(domain, task)
         if domain.memory is not None:
             if inner_lr != ():
                 raise SettingsError(
@@ -178,6 +177,28 @@ class Agent:
         seen = tuple(sum(sizes[:step]) for step in range(len(scores)))
         policy = AdaptedPolicy(domain.policy, params, spec, context, seed, domain.normalizer)
         return policy, Curve(tuple(range(len(scores))), seen, np.array(scores)[:, None])
+
+    def unadapted(self, task: Mapping[str, float] | Tasks | None = None) -> AdaptedPolicy:
+        """Return the policy that adapting starts from.
+
+        Args:
+            task: what a policy that observes its task (env.oracle=true) is told of it; None for all others.
+
+        Raises:
+            SettingsError: if the run has no such policy: it learns from labelled shots, or by memory.
+        """
+        domain = self.learner.domain
+        if not isinstance(domain, RLDomain) or domain.memory is not None:
+            raise SettingsError(
+                "unadapted() needs a run of inner updates; labelled shots and algo=rl2 have no such policy"
+            )
+        spec = domain.family.spec
+        if spec.oracle and task is None:
+            raise SettingsError("this run observes its task (env.oracle=true): say which, unadapted({...})")
+        context = np.zeros(0, dtype=np.float32)
+        if task is not None:
+            context = _told(domain, one_task(task, spec, self.config.env))
+        return AdaptedPolicy(domain.policy, expand(self.meta, 1), spec, context, normalizer=domain.normalizer)
 
 
 def load(
@@ -215,6 +236,14 @@ def load(
         raise SettingsError(f"{path} has no {checkpoint} checkpoint; {remedy}")
     state, _ = restored(found, learner)
     return Agent(learner.at(state), state.meta, config, state.iteration)
+
+
+def _told(domain: RLDomain, task: Tasks) -> np.ndarray:
+    """Return what an oracle sees of a task beside the observation, float32 (D,); empty otherwise."""
+    size = bare(domain.family).spec.observation_size
+    blank = torch.zeros(1, 1, size, device=domain.workers.device)
+    told: np.ndarray = domain.told(blank, task)[0, 0, size:].cpu().numpy()
+    return told
 
 
 def _warn_beyond(task: Tasks, spec: RLSpec) -> None:

@@ -61,6 +61,25 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
     _save(axes, path, f"{family}: {len(result['tasks'])} {result['split']} tasks".removeprefix(": "))
 
 
+def before_and_after(result: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw the last score of every task against its first, of all runs that have several points.
+
+    Args:
+        result: what ``curve.json`` holds.
+        path: PNG or SVG to write.
+    """
+    axes = _axes(1)
+    for (name, run), (colour, marker) in zip(result["runs"].items(), _styles(), strict=False):
+        if len(run["values"]) > 1:
+            before, after = run["values"][0], run["values"][-1]
+            axes[0].scatter(before, after, s=22, color=colour, marker=marker, alpha=0.75, label=name)
+    low, high = axes[0].get_xlim()
+    axes[0].axline((low, low), (high, high), color="#888888", linewidth=1)
+    axes[0].set_xlabel(f"before adapting: {_labelled(result['metric'], result['unit'])}")
+    axes[0].set_ylabel("after")
+    _save(axes, path, f"each of {len(result['tasks'])} {result['split']} tasks")
+
+
 def learning(runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str, unit: str, path: pathlib.Path) -> None:
     """Draw training curves: the score before and after adapting against environment steps.
 

@@ -1,4 +1,4 @@
-"""The files of an evaluation: ``curve.json``, ``curve.csv`` and ``curve.png``, old or new, never half."""
+"""The files of an evaluation: ``curve.json``, ``curve.csv``, ``curve.png`` and ``groups.csv``, old or new, never half."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metarl.analysis import plots
+from metarl.analysis import groups, plots
 from metarl.settings import SettingsError
 
 
 def write(result: Mapping[str, Any], out: pathlib.Path, by: str) -> None:
-    """Write a result in all three forms.
+    """Write a result in all its forms.
 
     Args:
         result: what ``curve.json`` is to hold.
@@ -30,6 +30,8 @@ def write(result: Mapping[str, Any], out: pathlib.Path, by: str) -> None:
         fresh = pathlib.Path(name)
         (fresh / "curve.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _write_csv(fresh / "curve.csv", result)
+        with (fresh / "groups.csv").open("w", newline="", encoding="utf-8") as table:
+            csv.writer(table).writerows(groups.table(result))
         plots.adaptation(result, fresh / "curve.png", by)
         _keep_other(result, out)
         for file in sorted(fresh.iterdir()):
@@ -48,9 +50,10 @@ def _keep_other(result: Mapping[str, Any], out: pathlib.Path) -> None:
     if same:
         return
     number = next(n for n in itertools.count(1) if not (out / f"curve-{n}.json").exists())
-    for suffix in ("csv", "png", "json"):  # the one that is looked for comes last
+    for name in ("groups.csv", "curve.csv", "curve.png", "curve.json"):  # the one that is looked for comes last
+        stem, suffix = name.split(".")
         with contextlib.suppress(FileNotFoundError):
-            (out / f"curve.{suffix}").replace(out / f"curve-{number}.{suffix}")
+            (out / name).replace(out / f"{stem}-{number}.{suffix}")
 
 
 @contextlib.contextmanager

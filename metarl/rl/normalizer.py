@@ -82,8 +82,8 @@ class Normalizer:
     columns: Columns | None = None
 
     @functools.cached_property
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        """What is subtracted, and what the rest is multiplied by."""
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """What is subtracted, and what the rest is multiplied by, float32 (O,) each."""
         count, mean, squares = (self.statistics[name] for name in ("count", "mean", "squares"))
         variance = squares / count if count > 0 else torch.ones_like(squares)
         mean, scale = mean.clone(), (variance + _EPSILON).rsqrt()
@@ -96,5 +96,5 @@ class Normalizer:
 
     def __call__(self, observations: Tensor) -> Tensor:
         """Return what the policy sees."""
-        mean, scale = self._affine
+        mean, scale = self.affine
         return ((observations - mean) * scale).clamp(-CLIP, CLIP)

@@ -38,11 +38,21 @@ RUNS = {
 def runs(tmp_path_factory) -> dict[str, pathlib.Path]:
     """Run directories by name; no test writes into them but below ``evaluation``."""
     parent = tmp_path_factory.mktemp("runs")
-    for name, settings in RUNS.items():
-        settings = dict(word.split("=", 1) for word in settings)  # a later one wins
-        words = [f"{key}={value}" for key, value in settings.items()]
-        assert train.main([*words, f"run_dir={parent / name}"]) == 0
+    for name in RUNS:
+        _train(name, parent / name)
     return {name: parent / name for name in RUNS}
+
+
+def _train(name, path, *more):
+    settings = dict(word.split("=", 1) for word in (*RUNS[name], *more))  # a later one wins
+    words = [f"{key}={value}" for key, value in settings.items()]
+    assert train.main([*words, f"run_dir={path}"]) == 0
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """Train one of them again, elsewhere and with other settings: ``trained("maml", path, "seed=2")``."""
+    return _train
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_csv_and_picture_hold_the_same(runs, evaluated):
     assert 0.5 < np.mean(pixels == 255) < 0.99  # white with something on it
     drawn = set(map(tuple, pixels.tolist()))
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= drawn  # a colour of each run
-    assert files(runs["maml"]) == ["curve.csv", "curve.json", "curve.png"]
+    assert files(runs["maml"]) == ["curve.csv", "curve.json", "curve.png", "groups.csv"]
 
 
 def test_a_result_of_other_settings_is_kept(runs, evaluated):
@@ -89,7 +89,8 @@ def test_a_result_of_other_settings_is_kept(runs, evaluated):
     assert [(s["tasks"], s["rollouts"]) for s in kept] == [(3, []), (2, [0, 1]), (2, [])]
     stems = ("curve-1", "curve-2", "curve")
     assert files(runs["pretrained"]) == sorted(
-        f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "json", "png")
+        [f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "json", "png")]
+        + ["groups-1.csv", "groups-2.csv", "groups.csv"]
     )
 
 
@@ -275,7 +276,7 @@ def test_an_earlier_result_stays_until_a_new_one_is_complete(runs, evaluated, re
     assert "No space left" in refused(f"run={runs['pretrained']}", "tasks=3", "steps=0", "episodes=1")
     after = json.loads((runs["pretrained"] / "evaluation" / "curve.json").read_text())
     assert after == before
-    assert files(runs["pretrained"]) == ["curve.csv", "curve.json", "curve.png"]
+    assert files(runs["pretrained"]) == ["curve.csv", "curve.json", "curve.png", "groups.csv"]
 
 
 def test_help_lists_every_setting(capsys):

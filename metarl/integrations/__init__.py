@@ -1,0 +1,1 @@
+"""Families and policies in other libraries; nothing of ours imports this."""

@@ -1,0 +1,110 @@
+"""One page about runs: ``python -m metarl.report runs/a runs/b`` writes a single HTML file that needs no network.
+
+It shows what ``metarl.evaluate`` and ``metarl.diagnose`` have written; ``make=true`` calls them first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import metarl.run.arguments as arguments
+from metarl import diagnose, evaluate
+from metarl.run.command import guarded, say
+from metarl.settings import SettingsError, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """Write one HTML page about runs; the first was evaluated, the others are compared with it."""
+
+    runs: tuple[str, ...] = setting((), "run directories; they may stand alone: python -m metarl.report RUN RUN2")
+    to: str = setting("report.html", "the file to write")
+    curve: str = setting("", "the evaluation to show; empty takes the first run's evaluation/curve.json")
+    make: bool = setting(False, "evaluate the runs and diagnose the first before, with tune=true")
+    tasks: int = setting(40, "held-out tasks of make=true", low=2)
+    steps: int = setting(3, "inner updates of make=true", low=1)
+    best: float | None = setting(None, "a return that none exceeds, for the risk of make=true")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the arguments, read, write; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(words))
+
+
+def _main(argv: list[str]) -> int:
+    if arguments.wants_help(argv):
+        print(arguments.help_for(ReportSettings, "metarl.report"))
+        return 0
+    alone = [token for token in argv if "=" not in token]
+    words = [token for token in argv if "=" in token]
+    given = arguments.parse(words, ReportSettings, paths={"to", "curve"}, path_lists={"runs"})
+    settings = ReportSettings(**{**given, "runs": (*alone, *given.get("runs", ()))})
+    if not settings.runs:
+        raise SettingsError("runs are missing: name run directories, python -m metarl.report runs/NAME")
+    from metarl.run.directory import EVALUATION, read_config
+
+    paths = [pathlib.Path(path) for path in settings.runs]
+    for path in paths:
+        read_config(path)
+    if settings.make:
+        _make(settings, paths)
+    from metarl.analysis.page import Sources, render
+    from metarl.run.disk import replace_file
+
+    names = dict(zip(evaluate.names(paths), paths, strict=True))
+    place = pathlib.Path(settings.curve) if settings.curve else paths[0] / EVALUATION / "curve.json"
+    curve = _read(place, needed=bool(settings.curve))
+    found = {name: _read(path / EVALUATION / "diagnostics.json") for name, path in names.items()}
+    diagnoses = {name: diagnosis for name, diagnosis in found.items() if diagnosis is not None}
+    page = render(Sources(names, curve, diagnoses), diagnose.TEXTS)
+    try:
+        replace_file(pathlib.Path(settings.to), page.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise SettingsError(
+            f"to={settings.to} cannot be written: {error.strerror or error}; name another place"
+        ) from error
+    say(f"written: {os.fsencode(settings.to).decode('utf-8', 'backslashreplace')}")
+    return 0
+
+
+def _make(settings: ReportSettings, paths: Sequence[pathlib.Path]) -> None:
+    """Evaluate all runs and diagnose the first; what fails has said why."""
+    others = ",".join(f"'{str(path).replace(chr(39), 2 * chr(39))}'" for path in paths[1:])
+    words = [
+        f"run={paths[0]}",
+        *([f"compare=[{others}]"] if others else []),
+        f"tasks={settings.tasks}",
+        f"steps={settings.steps}",
+    ]
+    best = [] if settings.best is None else [f"best={settings.best}"]
+    for command, given in (
+        (evaluate.main, [*words, "tune=true"]),
+        (diagnose.main, [f"run={paths[0]}", *best, f"tasks={settings.tasks}"]),
+    ):
+        if command(given):
+            raise SettingsError(
+                "make=true: the command above failed; call it by itself, and the report without make=true"
+            )
+
+
+def _read(path: pathlib.Path, needed: bool = False) -> Mapping[str, Any] | None:
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except FileNotFoundError as error:
+        if needed:
+            raise SettingsError(f"{path} does not exist; name a curve.json that metarl.evaluate has written") from error
+        return None
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""``python -m metarl.report``: one file that needs nothing else, and says what the files say."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from metarl import diagnose, evaluate, report
+
+RECORDED = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "navigation-2d"
+VOID = {"meta", "img"}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are closed in order, what they refer to, and their text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.pictures, self.scripts, self.words = [], [], [], 0, []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += tag in ("script", "link", "iframe")
+        for name, value in attributes:
+            if name in ("src", "href"):
+                (self.pictures if value.startswith("data:image/svg+xml;base64,") else self.links).append(value)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The commands set torch's threads for their process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def reported(tmp_path):
+    """Write a report and read it back."""
+
+    def run(*words):
+        assert report.main([*map(str, words), f"to={tmp_path / 'r.html'}"]) == 0
+        text = (tmp_path / "r.html").read_text(encoding="utf-8")
+        return text, Page(text)
+
+    return run
+
+
+def test_the_recorded_result_is_told_in_one_page(reported):
+    """A picture or a style from elsewhere, numbers of one seed for all of them, a command that is missing."""
+    names = ["maml-s0", "maml-s1", "maml-s2", "pretrained-s0", "oracle-s0"]
+    text, page = reported(*(RECORDED / name for name in names), f"curve={RECORDED / 'curve.json'}")
+    assert page.links == []
+    assert page.scripts == 0
+    assert "url(" not in text
+    assert len(page.pictures) == 3
+    for picture in page.pictures:
+        root = xml.etree.ElementTree.fromstring(base64.b64decode(picture.partition(",")[2]))
+        assert root.tag.endswith("svg")
+        outside = [
+            v
+            for e in root.iter()
+            for k, v in e.attrib.items()
+            if k.endswith("href") and not v.startswith(("#", "data:"))
+        ]
+        assert outside == []
+    curve = json.loads((RECORDED / "curve.json").read_text())
+    values = np.array([curve["runs"][name]["values"] for name in names[:3]])
+    before, after = (stats.trim_mean(values[:, point].ravel(), 0.25) for point in (0, -1))
+    gained = int((values[:, -1].mean(0) > values[:, 0].mean(0)).sum())
+    assert re.search(rf"maml: after 3 inner updates on 60 rollouts of a task the return is {after:.4g} \[", page.text)
+    assert re.search(rf"before it was {before:.4g} \[.*?\]; {gained} of 100 tasks became better", page.text)
+    assert "95 % interval over 3 seeds and 100 test tasks" in page.text
+    wins = (values[:, None, -1] > np.array(curve["runs"]["pretrained-s0"]["values"][-1])).mean()
+    assert f"maml does better than pretrained on a task with probability {wins:.2f} [" in page.text
+    assert curve["command"] in page.text
+    for name in names:
+        session = json.loads((RECORDED / name / "provenance.json").read_text())
+        assert session[0]["command"] in page.text
+        assert session[-1]["commit"] in page.text
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+    def copy(name, to="run"):
+        shutil.copytree(runs[name], tmp_path / to, ignore=shutil.ignore_patterns("evaluation"))
+        return tmp_path / to
+
+    return copy
+
+
+def test_what_is_missing_is_said(copied, reported):
+    """A page that looks complete where nothing was evaluated, and one that fails there."""
+    run = copied("maml")
+    _, page = reported(run)
+    assert "Nothing has been evaluated yet" in page.text
+    assert len(page.pictures) == 1
+    assert "Where the time went" in page.text
+
+
+def test_diagnostics_are_told_with_their_reading(copied, reported):
+    """A warning that is not in sight, sentences without numbers, and a table that lists what was not computed."""
+    run = copied("sinusoid")
+    assert evaluate.main([f"run={run}", "tasks=4", "steps=1"]) == 0
+    assert diagnose.main([str(run), "tasks=4", "far=2"]) == 0
+    path = run / "evaluation" / "diagnostics.json"
+    found = json.loads(path.read_text())
+    found["diagnostics"]["risk"] |= {"overfits": True, "ratio": 3.25}
+    path.write_text(json.dumps(found))
+    text, page = reported(run)
+    assert re.search(r'class="lead warn">run overfits its training tasks: held-out losses are 3.25 times', text)
+    for name, sentence in diagnose.READING.items():
+        assert sentence in page.text, name
+    assert f"cosine {found['diagnostics']['orders']['cosine']:.4f}" in page.text
+    assert "rollouts belong to reinforcement learning" in page.text
+    assert "after 1 inner updates on 10 examples of a task the mse is" in page.text
+    assert found["command"] in page.text
+
+
+def test_names_are_text(copied, reported):
+    """A run's name that becomes a tag."""
+    text, page = reported(copied("pretrained", "a<b>&c"))
+    assert "a<b>&c" in page.text
+    assert "a<b>" not in text
+
+
+def test_everything_by_one_command(copied, reported):
+    """An evaluation of other runs than the page names, or one that is not made."""
+    run, other = copied("maml"), copied("oracle", "it's")
+    _, page = reported(run, other, "make=true", "tasks=3", "steps=1", "best=0")
+    curve = json.loads((run / "evaluation" / "curve.json").read_text())
+    assert list(curve["runs"]) == ["run", "it's"]
+    assert len(curve["tasks"]) == 3
+    assert "Diagnosis of run" in page.text
+    assert "R = " in page.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "runs are missing"),
+        (["nowhere"], "nowhere does not exist"),
+        (["{maml}", "curve=nowhere.json"], "nowhere.json does not exist"),
+        (["{maml}", "curve={maml}/config.yaml"], "cannot be read"),
+        (["{maml}", "to={maml}/no/such"], "cannot be written"),
+        (["{maml}", "mkae=true"], "Did you mean 'make'?"),
+        (["{maml}", "{maml}"], "named twice"),
+    ],
+)
+def test_what_is_wrong_is_one_line(runs, tmp_path, monkeypatch, capsys, words, said):
+    """A traceback, or a file that is half a page."""
+    monkeypatch.chdir(tmp_path)
+    assert report.main([word.format(**runs) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert list(tmp_path.iterdir()) == []
