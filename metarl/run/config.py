@@ -60,6 +60,9 @@ class RunSettings:
         "whose statistics normalise a query: the query set's, the support set's, both mixed, its own, none (conv4)",
         choices=("transductive", "support", "task", "group", "none"),
     )
+    shared_policy: bool = setting(
+        True, "one policy for all agents of a team; false sees and acts for all at once (families with agents)"
+    )
     normalize_observations: bool = setting(False, "standardise observations by their running mean and variance (RL)")
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
     eval_every: int = setting(25, "iterations between validations; 0 never validates", low=0)
@@ -222,7 +225,7 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
     _refuse_without_effect(config, given)
     if "draw" in dir(families.lookup(config.env)) or "network" in given or _CONV & given.keys():
         _refuse_other_network(config, given)
-    if not {"init_std", "normalize_observations", "entropy_bonus"} & given.keys():
+    if not {"init_std", "normalize_observations", "entropy_bonus", "shared_policy"} & given.keys():
         return  # what follows may open a simulator
     try:
         spec = families.make(config.env, **config.env_settings).spec
@@ -232,6 +235,11 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
         raise SettingsError(
             f"init_std={config.run.init_std} has no meaning for env={config.env}: its actions are discrete, and choices have"
             " no standard deviation; leave it out"
+        )
+    if "shared_policy" in given and not (isinstance(spec, families.RLSpec) and spec.agents):
+        raise SettingsError(
+            f"shared_policy={str(config.run.shared_policy).lower()} has no meaning for env={config.env}: it has no team of"
+            " equal agents; leave it out"
         )
     if config.run.normalize_observations and isinstance(spec, families.ShotSpec):
         raise SettingsError(
