@@ -16,7 +16,7 @@ import numpy as np
 from experiments.physics import PLAYERS, Episodes
 from metarl import families
 from metarl.core.parallel import Workers
-from metarl.rl.domain import groups
+from metarl.rl.groups import groups
 
 GYMNASIUM_ID = "HalfCheetah-v5"
 ACTIONS = 6

@@ -26,7 +26,7 @@ from metarl import families
 from metarl.core.parallel import Workers
 from metarl.envs.locomotion.engine import LocomotionBatch
 from metarl.families import RLFamily
-from metarl.rl.domain import groups
+from metarl.rl.groups import groups
 from metarl.settings import SettingsError, nearest
 
 ALL = "all"

@@ -15,7 +15,7 @@ import numpy as np
 from metarl import families
 from metarl.core.parallel import Workers
 from metarl.families import Choices
-from metarl.rl.domain import groups
+from metarl.rl.groups import groups
 
 # What is measured, and its settings: bandits in trials of a hundred pulls, and in episodes of one as they are by default.
 ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {

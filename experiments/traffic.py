@@ -2,6 +2,10 @@
 
     python -m experiments.traffic headroom env=traffic-grid tasks=32      best common against best own controllers
     python -m experiments.traffic speed                                   decisions a second, one thread
+    python -m experiments.traffic train                                   policies beside the controllers (traffic_training.py)
+    python -m experiments.traffic street                                  space-time diagrams of a street (traffic_pictures.py)
+    python -m experiments.traffic agree                                   the controllers here and in SUMO (traffic_sumo.py)
+    python -m experiments.traffic transfer                                what policies gain by adapting, here and in SUMO
 
 ``save=true`` keeps the result under ``experiments/results/``. Measure speed on an idle machine.
 """
@@ -24,7 +28,7 @@ from metarl.run.command import guarded
 from metarl.settings import SettingsError, nearest, setting
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-MEASURES = ("headroom", "speed")
+MEASURES = ("headroom", "speed", "train", "agree", "transfer", "street")
 GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (1, 6))
 
 
@@ -53,6 +57,18 @@ def _main(argv: Sequence[str], results: pathlib.Path) -> int:
     if not argv or argv[0] not in MEASURES:
         given = argv[0] if argv else ""
         raise SettingsError(f"Say what to measure, not '{given}'. {nearest(given, MEASURES)}")
+    if argv[0] == "train":
+        from experiments import traffic_training
+
+        return traffic_training.train(argv[1:])
+    if argv[0] == "street":
+        from experiments import traffic_pictures
+
+        return traffic_pictures.street(argv[1:], results)
+    if argv[0] in ("agree", "transfer"):
+        from experiments import traffic_sumo
+
+        return traffic_sumo.main(argv)
     settings = Settings(**parse(argv[1:], Settings))
     found = (headroom if argv[0] == "headroom" else speed)(settings)
     if settings.save:

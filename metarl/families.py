@@ -18,6 +18,8 @@ import numpy as np
 
 from metarl import ids
 from metarl.settings import SettingsError, check, nearest
+from metarl.spaces import Agents as Agents
+from metarl.spaces import Choices as Choices
 from metarl.splits import SPLITS as SPLITS
 from metarl.splits import Split as Split
 from metarl.splits import split_of as split_of
@@ -118,19 +120,6 @@ class TaskParameter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choices:
-    """A discrete action space: every component of an action is one of so many choices, numbered from 0.
-
-    Attributes:
-        counts: choices of each component, length A: ``(5,)`` for one choice of five, ``(3, 2)`` for two components.
-        masked: whether an observation ends in ``sum(counts)`` numbers, 1 for a legal choice and 0 for one never played.
-    """
-
-    counts: tuple[int, ...]
-    masked: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class RLSpec:
     """What a learner must know of a reinforcement-learning family.
 
@@ -144,6 +133,7 @@ class RLSpec:
         control_step: simulated seconds between two actions; 0 where time has no unit.
         oracle: whether the learner appends the task to the observation (the reference that need not adapt).
         choices: for discrete actions (see :meth:`discrete`); None where actions are continuous.
+        agents: a team of equals, among whom the learner may share one policy; None where nobody is another's equal.
     """
 
     parameters: tuple[TaskParameter, ...]
@@ -155,6 +145,7 @@ class RLSpec:
     control_step: float
     oracle: bool = False
     choices: Choices | None = None
+    agents: Agents | None = None
 
     @staticmethod
     def discrete(
@@ -164,10 +155,11 @@ class RLSpec:
         horizon: int,
         control_step: float,
         oracle: bool = False,
+        agents: Agents | None = None,
     ) -> RLSpec:
         """Describe a family whose actions are choices."""
         high, size = max(choices.counts, default=0) - 1.0, len(choices.counts)
-        return RLSpec(parameters, observation_size, size, 0.0, high, horizon, control_step, oracle, choices)
+        return RLSpec(parameters, observation_size, size, 0.0, high, horizon, control_step, oracle, choices, agents)
 
     @property
     def frames_per_second(self) -> int:

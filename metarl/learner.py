@@ -17,6 +17,7 @@ from metarl.core.inner import GradientStep, InnerRule, Unchanged
 from metarl.core.outer import TRPO, OuterRule
 from metarl.core.parallel import chunks
 from metarl.core.params import Params, detach, expand, rows, stack_rows
+from metarl.core.schedule import Schedule
 from metarl.core.update import State
 from metarl.domain import Domain, Sample, Seed, Statistics
 from metarl.families import Tasks
@@ -68,12 +69,14 @@ class MetaLearner:
         meta_batch_size: M, tasks of one iteration.
         chunk_tasks: tasks differentiated at once; None chooses by the number of samples.
         exploration: weight of E-MAML's term, which lets the policy learn what to try before it adapts; 0 leaves it out.
+        schedule: what changes with the number of meta-updates (MAML++); by default nothing.
 
     Raises:
         SettingsError: where the outer rule needs a distribution and the domain predicts none, or likelihood ratios and the
             loss has none; where ``inner_steps`` is 0 and the rules learn from adapting alone (Reptile) or adapt from zero
             (CAVIA); where it is not 0 and the policy learns a task by remembering it (RL²), or where such a policy meets a
-            rule that takes its sequences apart (TRPO); or where there is nothing to explore, or nobody who would (Reptile).
+            rule that takes its sequences apart (TRPO); or where there is nothing to explore, or nobody who would (Reptile);
+            where a schedule has nothing to change.
 
     Example:
         >>> import metarl
@@ -91,6 +94,7 @@ class MetaLearner:
     meta_batch_size: int = 40
     chunk_tasks: int | None = None
     exploration: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
         """Refuse impossible pairings."""
@@ -118,6 +122,7 @@ class MetaLearner:
             self._refuse_with_memory()
         elif self.inner_steps == 0:
             self._refuse_never_adapting()
+        self._refuse_idle_schedule()
 
     def _refuse_with_memory(self) -> None:
         if self.inner_steps:
@@ -127,6 +132,23 @@ class MetaLearner:
             )
         if isinstance(self.outer, TRPO):  # its Fisher products look at some of the states
             raise SettingsError("TRPO does not fit a policy with a memory, which reads whole sequences; use algo=rl2")
+
+    def _refuse_idle_schedule(self) -> None:
+        losses, order, reason = self.schedule.multi_step, self.schedule.first_order, ""
+        if losses and self.domain.query.ratio is not None:
+            # its likelihood ratios are to the policy that sampled, which is the last one
+            reason = "the query data of a policy are sampled after the last inner step, and say nothing of those before"
+        elif losses and isinstance(self.outer, Reptile):
+            reason = "Reptile takes no gradient of the query loss"
+        elif losses and self.inner_steps < 2:
+            reason = f"inner_steps={self.inner_steps} has no step before the last"
+        if reason:
+            raise SettingsError(f"multi_step={losses} does not fit: {reason}; leave it out")
+        if order and not (isinstance(self.inner, GradientStep) and not self.inner.first_order and self.inner_steps):
+            raise SettingsError(
+                f"first_order_updates={order} has no effect: inner steps whose derivatives are of second order belong to it"
+                " (algo=maml-adam, say, and inner_steps=1 or more); leave it out"
+            )
 
     def _refuse_never_adapting(self) -> None:
         reason = ""
@@ -179,6 +201,7 @@ class MetaLearner:
             path=self.domain.exploration(self.exploration),
             once=self._once(state.meta),
         )
+        objective = self.schedule.at(objective, state.iteration)
         meta, outer, metrics = self.outer.step(state.meta, objective, state.outer)
         samples = [*trail.supports, trail.query]
         env_steps = state.env_steps + sum(sample.env_steps for sample in samples)

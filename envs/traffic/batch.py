@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.envs.traffic import conditions, picture
+from metarl.envs.traffic import conditions, picture, topology
 from metarl.envs.traffic.controllers import FixedTime
 from metarl.envs.traffic.detectors import Detectors, Readings, observation
 from metarl.envs.traffic.network import PHASES, Grid
-from metarl.envs.traffic.simulator import GridSim
+from metarl.envs.traffic.simulator import Conditions, GridSim
 from metarl.envs.traffic.task import TrafficTask, grid_of, table
+from metarl.envs.traffic.town import Town
 from metarl.families import EnvFault, Step, Tasks
 
 # Rewards are vehicle-seconds of a decision, divided by the intersections and by this.
 REWARD_SCALE = 100.0
+
+
+def waiting(town: Town) -> Tensor:
+    """Return vehicles that wait, on approaches and at entries, (B,)."""
+    return (town.queues[0] + town.queues[1] + town.queues[2] + town.mixed + town.origins).sum((0, 1, 2))
+
+
+def pressure(town: Town) -> Tensor:
+    r"""Return $\sum_i |n^{in}_i - n^{out}_i|$ over intersections, (B,); exits hold 0.
+
+    Reference: Wei et al. (2019), "PressLight", definition 3.
+    """
+    present = town.on_links
+    ahead = topology.look_ahead(present, torch.zeros_like(present))
+    return (present - ahead).sum(0).abs().sum((0, 1))
+
+
+# What a second costs; None for vehicles in the system, weighted as the task says.
+COSTS: Mapping[str, Callable[[Town], Tensor] | None] = {"vehicles": None, "queues": waiting, "pressure": pressure}
 
 
 class TrafficBatch:
@@ -30,19 +52,31 @@ class TrafficBatch:
         interval: seconds between two decisions.
         warmup: seconds before the first one.
         poisson: whether arrivals are random.
+        cost: of a second, one of :data:`COSTS`.
+        simulate: makes a simulation from geometry, conditions, seeds and ``poisson``.
     """
 
-    def __init__(self, default: TrafficTask, horizon: int, interval: int, warmup: int, poisson: bool = True) -> None:
+    def __init__(
+        self,
+        default: TrafficTask,
+        horizon: int,
+        interval: int,
+        warmup: int,
+        poisson: bool = True,
+        cost: Callable[[Town], Tensor] | None = None,
+        simulate: Callable[[Grid, Conditions, np.ndarray, bool], Town] = GridSim,
+    ) -> None:
         self._default, self._grid = default, grid_of(default)
         self._horizon, self._interval, self._warmup, self._poisson = horizon, interval, warmup, poisson
-        self._sim: GridSim | None = None
+        self._simulate, self._cost = simulate, cost
+        self._sim: Town | None = None
         self._detectors: Detectors | None = None
         self._weight = torch.ones(4, 1, dtype=torch.float64)
         self._seen: np.ndarray = np.zeros((0, 0), dtype=np.float32)
         self._elapsed = 0
 
     @property
-    def simulator(self) -> GridSim:
+    def simulator(self) -> Town:
         """The grids of this episode."""
         assert self._sim is not None, "reset comes first"
         return self._sim
@@ -56,7 +90,7 @@ class TrafficBatch:
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start an episode on every grid; return observations (B, O)."""
         values = table(tasks, self._default)
-        self._sim = GridSim(self._grid, conditions.conditions(values, self._grid), seeds, self._poisson)
+        self._sim = self._simulate(self._grid, conditions.conditions(values, self._grid), seeds, self._poisson)
         self._detectors = conditions.detectors(values, self._grid, seeds)
         self._weight = torch.tensor(values["weight"])
         self._elapsed = 0
@@ -78,7 +112,7 @@ class TrafficBatch:
         cost = torch.zeros(count, dtype=torch.float64)
         for _ in range(self._interval):
             sim.tick()
-            cost += self._present(sim)
+            cost += self._present(sim) if self._cost is None else self._cost(sim)
         self._elapsed += 1
         self._seen = self._observed()
         rewards = (cost / (-REWARD_SCALE * self._grid.intersections)).numpy().astype(np.float32)
@@ -96,7 +130,7 @@ class TrafficBatch:
             raise EnvFault("an illegal phase was chosen", np.flatnonzero(bad.flatten(0, 1).any(0).numpy()))
         return phases
 
-    def _present(self, sim: GridSim) -> Tensor:
+    def _present(self, sim: Town) -> Tensor:
         """Return vehicles in the system, (B,), those on approaches and at entries weighted by heading."""
         if bool((self._weight == 1.0).all()):
             return sim.vehicles

@@ -18,7 +18,8 @@ from metarl.envs.traffic.conditions import flow_ratios
 from metarl.envs.traffic.detectors import Readings
 from metarl.envs.traffic.network import PHASES, Grid
 from metarl.envs.traffic.signals import Signals
-from metarl.envs.traffic.simulator import Conditions, GridSim
+from metarl.envs.traffic.simulator import Conditions
+from metarl.envs.traffic.town import Town
 
 # Random phases count from here in a grid's stream, far beyond its arrivals and the noise of its detectors.
 _CHOICES = 1 << 50
@@ -27,7 +28,7 @@ _CHOICES = 1 << 50
 class Controller(Protocol):
     """Says which phase every intersection should have."""
 
-    def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
+    def __call__(self, sim: Town, seen: Readings) -> Tensor:
         """Return legal phases, int64 (R, C, B)."""
         ...
 
@@ -47,7 +48,7 @@ class Random:
 
     seeds: np.ndarray
 
-    def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
+    def __call__(self, sim: Town, seen: Readings) -> Tensor:
         """Return phases."""
         del seen
         phase = sim.signals.phase
@@ -70,7 +71,7 @@ class FixedTime:
     durations: Tensor
     offsets: Tensor
 
-    def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
+    def __call__(self, sim: Town, seen: Readings) -> Tensor:
         """Return phases."""
         del seen
         ends = self.durations.cumsum(0)
@@ -100,7 +101,7 @@ class MaxPressure:
     shares: Tensor
     stay: float = 0.0
 
-    def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
+    def __call__(self, sim: Town, seen: Readings) -> Tensor:
         """Return phases."""
         lanes = sim.grid.lanes
         part = self.shares * seen.queues
@@ -121,7 +122,7 @@ class LongestQueue:
 
     stay: float = 0.0
 
-    def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
+    def __call__(self, sim: Town, seen: Readings) -> Tensor:
         """Return phases."""
         return _legal(sim.signals, _best(sim.signals, topology.by_phase(seen.queues), self.stay))
 
@@ -151,7 +152,7 @@ class Actuated:
     max_green: float = 45.0
     gap: float = 1.0
 
-    def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
+    def __call__(self, sim: Town, seen: Readings) -> Tensor:
         """Return phases."""
         signals, waiting = sim.signals, topology.by_phase(seen.queues)
         own = waiting.gather(0, signals.phase[None])[0]
@@ -174,7 +175,7 @@ class SelfOrganizing:
     few: float = 3.0
     many: float = 6.0
 
-    def __call__(self, sim: GridSim, seen: Readings) -> Tensor:
+    def __call__(self, sim: Town, seen: Readings) -> Tensor:
         """Return phases."""
         signals, waiting = sim.signals, topology.by_phase(seen.queues)
         own = waiting.gather(0, signals.phase[None])[0]

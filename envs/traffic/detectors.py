@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarl.envs.traffic import arrivals, topology
 from metarl.envs.traffic.network import PHASES, Grid
-from metarl.envs.traffic.simulator import GridSim
+from metarl.envs.traffic.town import Town
 
 FEATURES = 25  # numbers that an intersection sees
 
@@ -34,7 +34,7 @@ class Readings:
     upstream: Tensor
 
     @staticmethod
-    def exact(sim: GridSim) -> Readings:
+    def exact(sim: Town) -> Readings:
         """Return the true counts."""
         return Readings(sim.queues.clone(), sim.in_transit + sim.mixed)
 
@@ -62,7 +62,7 @@ class Detectors:
     bias: Tensor
     keys: Tensor
 
-    def read(self, sim: GridSim) -> Readings:
+    def read(self, sim: Town) -> Readings:
         """Return what the detectors say now."""
         exact = Readings.exact(sim)
         counts = torch.cat([exact.queues, exact.upstream[None]])
@@ -73,7 +73,7 @@ class Detectors:
         return Readings(read[:3], read[3])
 
 
-def observation(sim: GridSim, seen: Readings) -> Tensor:
+def observation(sim: Town, seen: Readings) -> Tensor:
     """Return the 25 numbers of every intersection, (B, N, 25).
 
     In this order: queues by movement and heading (left of north, east, south, west; then straight, right), each relative to

@@ -21,6 +21,9 @@ OBJECTIVE = ("weight",)
 # and no entry's demand exceeds this in its peak (a link carries 3812 veh/h).
 _MOST_LOAD, _MOST_DEMAND = 0.95, 3600.0
 
+# Factors of the heavy band's demand.
+_HEAVY = (1.2, 1.4)
+
 # Weights of headings before they are divided by their mean.
 _LEAST, _MOST = 0.1, 10.0
 
@@ -56,6 +59,11 @@ class Sizes(Protocol):
     @property
     def oracle(self) -> bool:
         """Whether the task is observed."""
+        ...
+
+    @property
+    def simulator(self) -> str:
+        """Who simulates: ``own`` or ``sumo``."""
         ...
 
 
@@ -167,8 +175,15 @@ def objective(draws: Draws) -> dict[str, np.ndarray]:
     return {"weight": sides / sides.mean(axis=0)}
 
 
-def tasks_of(family: Sizes, parts: Sequence[Mapping[str, np.ndarray]], limited: bool) -> Tasks:
-    """Put columns together; ``limited`` scales demand down to what the roads can carry."""
+def growth(draws: Draws, band: str) -> np.ndarray | None:
+    """Draw by how much the demand of a band exceeds the usual, (1, M), after everything else; None for the usual one."""
+    return None if band == "usual" else draws.uniform(*_HEAVY)
+
+
+def tasks_of(
+    family: Sizes, parts: Sequence[Mapping[str, np.ndarray]], limited: bool, grown: np.ndarray | None = None
+) -> Tasks:
+    """Put columns together; ``limited`` scales demand down to what the roads can carry, ``grown`` up after that."""
     numbers = {name: value for part in parts for name, value in part.items()}
     names = tuple(column.name for column in parameters(family, tuple(numbers)))
     if limited:
@@ -182,4 +197,7 @@ def tasks_of(family: Sizes, parts: Sequence[Mapping[str, np.ndarray]], limited: 
         mean = 1.0 + numbers["peak_height"][0] * numbers["peak_width"][0] * np.sqrt(2 * np.pi) / seconds_of(family)
         load = loads(table(rows, default_task(family)), grid_of(default_task(family))) * mean
         numbers["demand"] = numbers["demand"] * np.minimum(1.0, _MOST_LOAD / np.maximum(load, 1e-9))
+    if grown is not None:
+        most = _MOST_DEMAND / (numbers["demand"].max(axis=0).clip(1e-9) * (1.0 + numbers["peak_height"][0]))
+        numbers["demand"] = numbers["demand"] * np.minimum(grown, most)
     return Tasks(names, np.concatenate(list(numbers.values())).T)

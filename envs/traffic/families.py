@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from metarl.envs.traffic import draws
-from metarl.envs.traffic.task import TrafficTask
-from metarl.families import Choices, EnvBatch, RLSpec, Split, Tasks
+from metarl.envs.traffic.task import TrafficTask, concerning
+from metarl.families import Agents, Choices, EnvBatch, RLSpec, Split, Tasks
 from metarl.settings import SettingsError, setting
 
 _RECOMMENDED: Mapping[str, Any] = {
@@ -43,7 +44,13 @@ class TrafficGrid:
     Observation (25 N + 4 N): 25 numbers of every intersection (:func:`metarl.envs.traffic.detectors.observation`) as detectors read
     them, then which phases are legal. Action: one of 4 protected phases for every intersection: north-south straight on and
     right, north-south left, east-west, east-west left. Control step 10 s, horizon 120 after 120 s of a fixed plan, no termination.
+    Intersections are a team of equal agents: the learner gives them one policy, which fits any grid, unless
+    ``shared_policy=false``; with ``oracle`` each sees the part of the task that concerns it.
     Rewards are exact: detectors cannot hide a queue from them.
+
+    Other codes' rewards, for comparison: with ``reward=queues`` n counts those that wait only, entries included; with
+    ``reward=pressure`` it is $\sum_i |n^{in}_i - n^{out}_i|$ over intersections, of vehicles on the links that lead there and on
+    those that lead on (PressLight; exits count 0), which does not see who waits to enter.
     """
 
     rows: int = setting(2, "rows of intersections", low=1, high=20)
@@ -53,7 +60,14 @@ class TrafficGrid:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
+    band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -71,12 +85,12 @@ class TrafficGrid:
         drawn = draws.Draws(self, num_tasks, split, seed)
         demand = draws.demand(drawn, self.demand_low, self.demand_high)
         parts = [demand, draws.capacity(drawn), draws.sensor(drawn)]
-        return draws.tasks_of(self, parts, limited=True)
+        return draws.tasks_of(self, parts, limited=True, grown=draws.growth(drawn, self.band))
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self))
+        return _batch(self, draws.default_task(self), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +114,14 @@ class TrafficDemand:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
+    band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -116,12 +137,13 @@ class TrafficDemand:
     def sample_tasks(self, num_tasks: int, split: Split, seed: int | Sequence[int]) -> Tasks:
         """Draw demand."""
         drawn = draws.Draws(self, num_tasks, split, seed)
-        return draws.tasks_of(self, [draws.demand(drawn, self.demand_low, self.demand_high)], limited=True)
+        parts = [draws.demand(drawn, self.demand_low, self.demand_high)]
+        return draws.tasks_of(self, parts, limited=True, grown=draws.growth(drawn, self.band))
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self))
+        return _batch(self, draws.default_task(self), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +163,12 @@ class TrafficCapacity:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(500.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -158,7 +186,7 @@ class TrafficCapacity:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self, self.demand))
+        return _batch(self, draws.default_task(self, self.demand), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +205,12 @@ class TrafficSensor:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(500.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    reward: str = setting(
+        "vehicles",
+        "what costs: vehicles in the system, those that wait, or pressure",
+        choices=("vehicles", "queues", "pressure"),
+    )
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -194,7 +228,7 @@ class TrafficSensor:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self, self.demand))
+        return _batch(self, draws.default_task(self, self.demand), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +247,7 @@ class TrafficObjective:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand: float = setting(700.0, "demand of every entry, veh/h", low=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = _RECOMMENDED
 
@@ -236,15 +271,22 @@ def _check_range(low: float, high: float) -> None:
         raise SettingsError(f"demand_low={low:g} must be smaller than demand_high={high:g}")
 
 
+@functools.lru_cache(64)
 def _spec(family: draws.Sizes, names: tuple[str, ...]) -> RLSpec:
     count = family.rows * family.columns
     choices = Choices((4,) * count, masked=True)
+    agents = Agents(count, concerning(names, family.rows, family.columns))
+    parameters = draws.parameters(family, names)
     return RLSpec.discrete(
-        draws.parameters(family, names), 29 * count, choices, family.horizon, float(family.interval), family.oracle
+        parameters, 29 * count, choices, family.horizon, float(family.interval), family.oracle, agents
     )
 
 
-def _batch(family: draws.Sizes, default: TrafficTask) -> EnvBatch:
-    from metarl.envs.traffic.batch import TrafficBatch  # torch, not needed to describe a family
+def _batch(family: draws.Sizes, default: TrafficTask, reward: str = "vehicles") -> EnvBatch:
+    from metarl.envs.traffic.batch import COSTS, TrafficBatch  # torch, not needed to describe a family
 
-    return TrafficBatch(default, family.horizon, family.interval, family.warmup)
+    if family.simulator == "own":
+        return TrafficBatch(default, family.horizon, family.interval, family.warmup, cost=COSTS[reward])
+    from metarl.envs.traffic.sumo_simulator import SumoSim
+
+    return TrafficBatch(default, family.horizon, family.interval, family.warmup, cost=COSTS[reward], simulate=SumoSim)

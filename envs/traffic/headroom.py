@@ -12,15 +12,31 @@ few, this is a lower bound of what a policy that knows the task could gain.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from metarl.envs.traffic.batch import TrafficBatch
-from metarl.envs.traffic.controllers import Actuated, Controller, FixedTime, LongestQueue, MaxPressure, SelfOrganizing
+from metarl.envs.traffic.controllers import (
+    Actuated,
+    Controller,
+    FixedTime,
+    LongestQueue,
+    MaxPressure,
+    Random,
+    SelfOrganizing,
+    webster,
+)
 from metarl.envs.traffic.network import PHASES, Grid
+from metarl.envs.traffic.town import Town
 from metarl.families import RLFamily, Tasks
+
+# From grids and their seeds to who controls them.
+Maker = Callable[[Town, np.ndarray], Controller]
+# From observations (B, O) to actions (B, N); and from grids that were reset, with their seeds, to such a function.
+Actions = Callable[[np.ndarray], np.ndarray]
+Player = Callable[[TrafficBatch, np.ndarray], Actions]
 
 # What a max-pressure controller takes for the turning shares, which it cannot know.
 _USUAL = (0.15, 0.6, 0.25)
@@ -49,6 +65,55 @@ def fixed(grid: Grid, cycle: int) -> FixedTime:
     return FixedTime(durations, torch.zeros(grid.rows, grid.columns, 1, dtype=torch.float64))
 
 
+def eight(grid: Grid) -> dict[str, Maker]:
+    """Return the eight reference controllers. Webster's plan knows demand and turns, on sound roads; the others know no task."""
+    rules = candidates(grid)
+
+    def plan(sim: Town, seeds: np.ndarray) -> Controller:
+        del seeds
+        given = sim.conditions
+        sound = dataclasses.replace(
+            given, saturation=torch.ones_like(given.saturation), lost=torch.zeros_like(given.lost)
+        )
+        return webster(sim.grid, sound)
+
+    return {
+        "random": lambda sim, seeds: Random(seeds),
+        "fixed time, 60 s": _always(rules["fixed 60 s"]),
+        "Webster, demand known": plan,
+        "actuated": _always(rules["actuated max_green=47"]),
+        "self-organizing": _always(rules["self-organizing many=6"]),
+        "longest queue": _always(rules["longest queue stay=0"]),
+        "max-pressure": _always(rules["max-pressure stay=0"]),
+        "max-pressure, stay=5": _always(rules["max-pressure stay=5"]),
+    }
+
+
+def controlled(make: Maker) -> Player:
+    """Return the player that does what a controller says."""
+
+    def begin(env: TrafficBatch, seeds: np.ndarray) -> Actions:
+        controller = make(env.simulator, seeds)
+        return lambda seen: controller(env.simulator, env.readings).flatten(0, 1).T.numpy()
+
+    return begin
+
+
+def played(family: RLFamily, tasks: Tasks, seeds: Sequence[int], player: Player) -> np.ndarray:
+    """Return the mean time of a trip, unfinished ones and the warm-up included, s, (tasks, seeds)."""
+    rows = tasks.repeat(len(seeds))
+    each = np.tile(np.array(seeds, dtype=np.uint32), len(tasks))
+    env = family.batch(len(rows), 1)
+    if not isinstance(env, TrafficBatch):
+        raise TypeError(f"{type(family).__name__} is no family of traffic signals")
+    seen = env.reset(rows, each)
+    act = player(env, each)
+    for _ in range(family.spec.horizon):
+        seen = env.step(act(seen)).observations
+    spent = env.simulator.time_spent / env.simulator.demanded.clamp(min=1.0)
+    return spent.reshape(len(tasks), len(seeds)).numpy()
+
+
 def mean_times(
     family: RLFamily, tasks: Tasks, controllers: Mapping[str, Controller], seeds: Sequence[int]
 ) -> np.ndarray:
@@ -56,20 +121,11 @@ def mean_times(
 
     Every controller meets the same arrivals and the same noise.
     """
-    rows = tasks.repeat(len(seeds))
-    each = np.tile(np.array(seeds, dtype=np.uint32), len(tasks))
-    times = []
-    for controller in controllers.values():
-        env = family.batch(len(rows), 1)
-        if not isinstance(env, TrafficBatch):
-            raise TypeError(f"{type(family).__name__} is no family of traffic signals")
-        env.reset(rows, each)
-        for _ in range(family.spec.horizon):
-            phases = controller(env.simulator, env.readings)
-            env.step(phases.flatten(0, 1).T.numpy())
-        spent = env.simulator.time_spent / env.simulator.demanded.clamp(min=1.0)
-        times.append(spent.reshape(len(tasks), len(seeds)).numpy())
-    return np.stack(times)
+    return np.stack([played(family, tasks, seeds, controlled(_always(rule))) for rule in controllers.values()])
+
+
+def _always(rule: Controller) -> Maker:
+    return lambda sim, seeds: rule
 
 
 @dataclasses.dataclass(frozen=True)

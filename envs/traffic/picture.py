@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from metarl.envs.traffic.network import MOVEMENTS, Grid
-from metarl.envs.traffic.simulator import GridSim
+from metarl.envs.traffic.town import Town
 
 # Drawing units: intersections are 1 apart, traffic keeps to the right.
 _AWAY, _SIDE = 0.16, 0.05
@@ -17,7 +17,7 @@ _LIGHTS = ("#d62728", "#e6b800", "#2ca02c")  # red, yellow, green
 _QUEUES = ("#1f77b4", "#333333", "#9467bd")  # left, straight on, right
 
 
-def draw(sim: GridSim, index: int, axes: Any) -> None:
+def draw(sim: Town, index: int, axes: Any) -> None:
     """Draw one of the grids on matplotlib axes.
 
     Every approach is a grey road that gets redder the fuller the link is. Bars at the stop line are the queues of left (blue),
@@ -63,7 +63,7 @@ def _line(axes: Any, begin: np.ndarray, end: np.ndarray, color: Any, width: floa
     axes.plot([begin[0], end[0]], [begin[1], end[1]], color=color, linewidth=width, solid_capstyle="butt")
 
 
-def image(sim: GridSim, index: int, width: int, height: int) -> np.ndarray:
+def image(sim: Town, index: int, width: int, height: int) -> np.ndarray:
     """Draw one of the grids, uint8 (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -73,3 +73,28 @@ def image(sim: GridSim, index: int, width: int, height: int) -> np.ndarray:
     draw(sim, index, figure.add_axes((0.02, 0.02, 0.96, 0.9)))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def space_time(axes: Any, loads: np.ndarray, green: np.ndarray, step: float, length: float) -> None:
+    """Draw how full the links of one street are over time, on matplotlib axes.
+
+    Time goes to the right, traffic upwards, link by link from the entry; a link is the redder the fuller it is. Beside its stop
+    line, its upper end, it is green where the street may go straight on.
+
+    Args:
+        axes: to draw on.
+        loads: part of each link that is full, (T, links).
+        green: whether the street has green, bool (T, links).
+        step: seconds between two of the T moments.
+        length: of a link, m.
+    """
+    count, links = loads.shape
+    extent = (0.0, count * step, 0.0, links * length)
+    shown = axes.imshow(loads.T, origin="lower", aspect="auto", extent=extent, cmap="YlOrRd", vmin=0.0, vmax=1.0)
+    for link in range(links):
+        for time in np.flatnonzero(green[:, link]):
+            line = ((link + 1) * length - 12.0,) * 2
+            axes.plot((time * step, (time + 1) * step), line, color=_LIGHTS[2], linewidth=3, solid_capstyle="butt")
+    axes.set_xlabel("time, s")
+    axes.set_ylabel("along the street, m")
+    axes.figure.colorbar(shown, ax=axes, label="part of the link that is full")

@@ -119,6 +119,22 @@ def columns(
     return tuple(made)
 
 
+def concerning(names: Sequence[str], rows: int, columns: int) -> tuple[tuple[int, ...], ...]:
+    """Return for every intersection, row by row, which of :func:`columns` concern it, as many for each.
+
+    Of approaches those that lead to it, of entries those at the beginning of its row and its column, and everything else.
+    """
+    labels = _labels(rows, columns)
+    number = {name + label: i for i, (name, label) in enumerate((n, x) for n in names for x in labels[n])}
+    found = []
+    for row, column in itertools.product(range(rows), range(columns)):
+        entries = [f"_{h}_{place}" for h, place in zip(HEADINGS, (column, row, column, row), strict=True)]
+        approaches = [f"_{heading}_{row}_{column}" for heading in HEADINGS]
+        local = {"demand": entries, "saturation": approaches, "detector": approaches}
+        found.append(tuple(number[name + label] for name in names for label in local.get(name, labels[name])))
+    return tuple(found)
+
+
 _SECONDS = ("peak_time", "peak_width", "lost_time", "incident_start", "incident_duration")
 _UNITS = {"demand": "veh/h", **dict.fromkeys(_SECONDS, "s")}
 

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from metarl import families
 from metarl.analysis import environment
 from metarl.analysis.curves import Curve, parts, with_episodes, with_rates
 from metarl.analysis.remembering import MemoryPolicy, remember
@@ -32,7 +33,7 @@ from metarl.run.checkpoint import CheckpointStore
 from metarl.run.config import RunConfig
 from metarl.run.directory import CHECKPOINTS, read_config
 from metarl.run.trainer import restored
-from metarl.settings import SettingsError
+from metarl.settings import SettingsError, check
 
 
 @dataclass(frozen=True)
@@ -200,16 +201,24 @@ class Agent:
         return AdaptedPolicy(domain.policy, expand(self.meta, 1), spec, context, normalizer=domain.normalizer)
 
 
-def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "auto") -> Agent:
+def load(
+    run: str | os.PathLike[str],
+    checkpoint: str = "last",
+    device: str = "auto",
+    env_settings: Mapping[str, Any] | None = None,
+) -> Agent:
     """Load a run directory: ``agent = metarl.load("runs/x")``.
 
     Args:
         run: a directory made by ``python -m metarl.train``.
         checkpoint: ``"last"``, or ``"best"`` on the validation tasks.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        env_settings: settings of the family that are to be others than in training, such as a larger grid for the policy of
+            a team: ``{"rows": 4, "columns": 4}``.
 
     Raises:
-        SettingsError: if there is no such run, or no such checkpoint.
+        SettingsError: if there is no such run, or no such checkpoint, or its parameters do not fit the family as it is
+            to be.
     """
     if checkpoint not in ("last", "best"):
         raise SettingsError(f"checkpoint={checkpoint} is not one of last, best")
@@ -217,7 +226,8 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
         raise SettingsError(f"device={device} is not one of auto, cpu, cuda")
     path = pathlib.Path(run)
     config = read_config(path)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device))
+    own = check(families.lookup(config.env), {**config.env_settings, **(env_settings or {})}, "env.")
+    config = dataclasses.replace(config, env_settings=own, run=dataclasses.replace(config.run, device=device))
     learner = build_learner(config)
     store = CheckpointStore(path / CHECKPOINTS)
     found = store.best() if checkpoint == "best" else store.latest()

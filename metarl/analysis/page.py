@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.resources
 import json
 import pathlib
 import tempfile
@@ -15,8 +16,6 @@ import numpy as np
 from metarl.analysis import groups, plots
 from metarl.run.directory import METRICS, PROVENANCE, read_config
 from metarl.settings import SettingsError
-
-_TEMPLATE = pathlib.Path(__file__).parents[1] / "pages" / "report.html"
 
 
 class Sources(NamedTuple):
@@ -79,7 +78,8 @@ def render(sources: Sources, texts: Mapping[str, Callable[[Mapping[str, Any]], s
     commands += [found["command"] for found in sources.diagnoses.values()]
     tables = [*(_groups(curve) if curve else []), *_diagnoses(sources.diagnoses, texts), *_timing(rows)]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    template = importlib.resources.files("metarl") / "pages" / "report.html"
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
         title=f"{config.env}: {', '.join(sources.runs)}",
         subtitle=f"{config.algo}; {'; '.join(made) or 'no iteration yet'}",
         findings=[*_findings(curve), *_warnings(sources.diagnoses)],

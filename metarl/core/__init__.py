@@ -7,6 +7,7 @@ from metarl.core.outer import TRPO, OuterRule
 from metarl.core.parallel import Workers
 from metarl.core.params import Params
 from metarl.core.proximal import ProximalSolve
+from metarl.core.schedule import Schedule
 from metarl.core.update import Update
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ProMP",
     "ProximalSolve",
     "Reptile",
+    "Schedule",
     "Terms",
     "Unchanged",
     "Update",

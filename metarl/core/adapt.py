@@ -105,8 +105,8 @@ class Ratio(Protocol):
 class Path(Protocol):
     """A term of the meta-objective for what adapting went through, beside where it led."""
 
-    def __call__(self, params: Params, support: Any, query: Any) -> Tensor:
-        """Return (M,) of the parameters (M, ...) before one inner step, its support set, and the query set."""
+    def __call__(self, params: Params, support: Any, query: Any, step: int) -> Tensor:
+        """Return (M,) of the parameters (M, ...) before one inner step, its support set, the query set, and the step, from 0."""
         ...
 
 
@@ -241,7 +241,7 @@ class Objective:
             return self.loss(adapt(self.rule, params, supports), query)
         on_the_way = []
         for step, support in enumerate(supports):
-            on_the_way.append(self.path(params, support, query))
+            on_the_way.append(self.path(params, support, query, step))
             params = self.rule(params, support, step)
         terms = self.loss(params, query)
         return terms._replace(loss=sum(on_the_way, terms.loss))

@@ -177,10 +177,10 @@ class _Leash:
     weight: float
     other: Path | None
 
-    def __call__(self, params: Params, support: Any, query: Any) -> Tensor:
+    def __call__(self, params: Params, support: Any, query: Any, step: int) -> Tensor:
         """Return the penalty of every task, and whatever else was there."""
         penalty = self.weight * self.ratio.divergence(params, support)
-        return penalty if self.other is None else penalty + self.other(params, support, query)
+        return penalty if self.other is None else penalty + self.other(params, support, query, step)
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,19 @@ from metarl.nets.module import ModuleNet
 # Images to a chunk on a GPU; at 28x28 and 64 filters each is some 0.15 MB of feature maps in every pass that is kept.
 GPU_IMAGES = 16384
 
-# Images to a chunk on the CPU where tasks share their filters (ANIL), so that several tasks are one batch: twice as fast as one
-# by one at 10 images a task, some 10 % at 80 (measured).
+# Images of 28x28 to a chunk on the CPU. Eight tasks of 10 images, as groups of one convolution, take two thirds of the time that
+# they take one by one, because small operations cost as much as large ones; two tasks of 80 hold twice the memory of one.
+CPU_IMAGES = 80
+# Where tasks share their filters (ANIL), several tasks are one batch, and little is kept: twice as fast at 10 images a task.
 CPU_SHARED_IMAGES = 160
 
 
 def tasks_at_once(net: Net, images: int, device: torch.device, shared: bool = False) -> int | None:
     """Choose an executor, as a number of tasks; None leaves it to the number of samples (:func:`metarl.core.parallel.chunks`).
 
-    A network of vectors takes as many tasks at once as fit a core's cache. A convolution fills it by a single task, and
-    grouped convolutions of several only leave it: on the CPU such a network loops over tasks. On a GPU it saves launches.
+    A network of vectors takes as many tasks at once as fit a core's cache. On the CPU a convolutional one takes a few small tasks
+    as groups, or loops over larger ones; a module of torch's own loops, because ``vmap`` over convolutions takes longer. On a
+    GPU many tasks at once save launches.
 
     Args:
         net: the network.
@@ -33,14 +36,14 @@ def tasks_at_once(net: Net, images: int, device: torch.device, shared: bool = Fa
         device: where it runs.
         shared: whether tasks share their filters, because the last layer alone adapts.
     """
-    if not _convolutional(net):
+    if isinstance(net, ModuleNet):
+        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in net.module.modules())
+        return None if not convolves else 1 if device.type == "cpu" else max(1, GPU_IMAGES // images)
+    if not isinstance(net, Conv4):
         return None
     if device.type != "cpu":
         return max(1, GPU_IMAGES // images)
-    return max(1, CPU_SHARED_IMAGES // images) if shared else 1
-
-
-def _convolutional(net: Net) -> bool:
-    if isinstance(net, ModuleNet):
-        return any(isinstance(module, nn.modules.conv._ConvNd) for module in net.module.modules())
-    return isinstance(net, Conv4)
+    _, height, width = net.input_shape
+    # pooled, the first block keeps four times as many positions
+    each = max(1.0, height * width / 28**2) * (1 if net.downsampling == "stride" else 4)
+    return max(1, int((CPU_SHARED_IMAGES if shared else CPU_IMAGES) / (each * images)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,17 +12,26 @@ from torch import Tensor
 _RIDGE = 1e-5
 
 
-def features(observations: Tensor, time: Tensor) -> Tensor:
+# What the states of a team of agents become, (..., O) to (..., R, I); None where there is no team.
+Apart = Callable[[Tensor], Tensor] | None
+
+
+def features(observations: Tensor, time: Tensor, apart: Apart = None) -> Tensor:
     r"""Features (..., 2O + 4) of observations (..., O) at times (...): $s, s^2, \tau, \tau^2, \tau^3, 1$, $\tau = t / 100$.
 
-    Observations are clipped to +-10; t counts the steps within the episode.
+    Observations are clipped to +-10; t counts the steps within the episode. Of a team of R equal agents $s$ and $s^2$ are means
+    over what the agents see, so that V is a sum of their values, and there are no more features for more agents.
 
     Reference: Duan et al. (2016), arXiv:1604.06778, appendix.
     """
     clipped = observations.clamp(-10.0, 10.0)
     tau = (time / 100.0).to(observations.dtype)
     powers = torch.stack([tau, tau**2, tau**3, torch.ones_like(tau)], -1)
-    return torch.cat([clipped, clipped.square(), powers.expand(*observations.shape[:-1], 4)], -1)
+    powers = powers.expand(*observations.shape[:-1], 4)
+    if apart is None:
+        return torch.cat([clipped, clipped.square(), powers], -1)
+    own = apart(clipped)
+    return torch.cat([own.mean(-2), own.square().mean(-2), powers], -1)
 
 
 class Beyond(NamedTuple):
@@ -37,7 +46,9 @@ class Beyond(NamedTuple):
     discount: Tensor
 
 
-def fit(observations: Tensor, returns: Tensor, mask: Tensor, beyond: Beyond | None = None) -> Tensor:
+def fit(
+    observations: Tensor, returns: Tensor, mask: Tensor, beyond: Beyond | None = None, apart: Apart = None
+) -> Tensor:
     r"""Fit $V(s_t) = w^T \phi$ to each task's returns by ridge least squares; return w, (M, 2O + 4, 1).
 
     $$ w = (\Phi^T \Phi + \lambda I)^{-1} \Phi^T R $$
@@ -50,13 +61,14 @@ def fit(observations: Tensor, returns: Tensor, mask: Tensor, beyond: Beyond | No
         returns: targets, (M, T, E).
         mask: 1 where a step counts, (M, T, E).
         beyond: how to go on behind the time limit; None ends there, and the time is a feature.
+        apart: of a team (:meth:`metarl.nets.shared.Shared.apart`); w then is (M, 2I + 4, 1).
     """
     # float64: a float32 sum over thousands of states rounds more than the ridge adds
     if beyond is None:
-        phi = features(observations, _times(observations)).flatten(1, 2).double()
+        phi = features(observations, _times(observations), apart).flatten(1, 2).double()
     else:
-        last = _timeless(beyond.final).unsqueeze(1)
-        phi = (_timeless(observations) - beyond.discount.unsqueeze(-1) * last).flatten(1, 2)
+        last = _timeless(beyond.final, apart).unsqueeze(1)
+        phi = (_timeless(observations, apart) - beyond.discount.unsqueeze(-1) * last).flatten(1, 2)
     weighted = (phi * mask.flatten(1, 2).unsqueeze(-1)).transpose(1, 2)
     gram = torch.bmm(weighted, phi)
     moment = torch.bmm(weighted, returns.flatten(1, 2).unsqueeze(-1).double())
@@ -64,21 +76,21 @@ def fit(observations: Tensor, returns: Tensor, mask: Tensor, beyond: Beyond | No
     return torch.linalg.solve(gram + ridge, moment)
 
 
-def predict(weights: Tensor, observations: Tensor) -> Tensor:
+def predict(weights: Tensor, observations: Tensor, apart: Apart = None) -> Tensor:
     """Value every state, (M, T, E), of observations (M, T, E, O)."""
-    phi = features(observations, _times(observations)).flatten(1, 2).double()
+    phi = features(observations, _times(observations), apart).flatten(1, 2).double()
     return torch.bmm(phi, weights).view(observations.shape[:-1]).to(observations.dtype)
 
 
-def predict_timeless(weights: Tensor, observations: Tensor) -> Tensor:
+def predict_timeless(weights: Tensor, observations: Tensor, apart: Apart = None) -> Tensor:
     """Value every state, (M, ...), of observations (M, ..., O), with weights fitted with ``beyond``."""
-    phi = _timeless(observations).flatten(1, -2)
+    phi = _timeless(observations, apart).flatten(1, -2)
     return torch.bmm(phi, weights).view(observations.shape[:-1]).to(observations.dtype)
 
 
-def _timeless(observations: Tensor) -> Tensor:
+def _timeless(observations: Tensor, apart: Apart) -> Tensor:
     """Features at time 0 everywhere: the ridge gives those of the time no weight."""
-    return features(observations, torch.zeros_like(observations[..., 0])).double()
+    return features(observations, torch.zeros_like(observations[..., 0]), apart).double()
 
 
 def _times(observations: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +18,13 @@ from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, rows
 from metarl.domain import Role, Sample, Seed, Statistics
 from metarl.families import EnvBatch, RLFamily, Split, Tasks
+from metarl.nets.net import Net
 from metarl.nets.recurrent import Recurrent
-from metarl.rl import baseline, normalizer, returns
+from metarl.nets.shared import Shared, SharedRecurrent
+from metarl.rl import agents, baseline, normalizer, returns
 from metarl.rl.categorical import CategoricalPolicy
 from metarl.rl.gaussian import GaussianPolicy
+from metarl.rl.groups import groups, randomness
 from metarl.rl.losses import Batch, Exploration, PolicyLoss, PolicyQuery
 from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
@@ -92,11 +93,16 @@ class RLDomain:
 
     def normalizing(self) -> RLDomain:
         """Return the domain whose policy and baseline see observations standardised (:mod:`metarl.rl.normalizer`)."""
-        spec = self.family.spec
+        spec, device = self.family.spec, self.workers.device
+        if self.team is not None:
+            columns = self.team.columns
+            fresh = normalizer.unseen(len(columns[0]))
+            own = Normalizer(fresh, agents.mask_of_agent(self.family), device, columns)
+            return dataclasses.replace(self, _normalizer=own)
         mask = sum(spec.choices.counts) if spec.choices is not None and spec.choices.masked else 0
         # behind the mask an oracle's observation has the task
         kept = slice(spec.observation_size - mask, spec.observation_size)
-        own = Normalizer(normalizer.unseen(self._observation_size), kept, self.workers.device)
+        own = Normalizer(normalizer.unseen(self._observation_size), kept, device)
         return dataclasses.replace(self, _normalizer=own)
 
     def encouraging(self, entropy_bonus: float) -> RLDomain:
@@ -123,8 +129,17 @@ class RLDomain:
     @property
     def memory(self) -> Recurrent | None:
         """The policy's network where it remembers; None where it sees one state at a time."""
-        net = self.policy.net if isinstance(self.policy, CategoricalPolicy | GaussianPolicy) else None
-        return net if isinstance(net, Recurrent) else None
+        return self._net if isinstance(self._net, Recurrent) else None
+
+    @property
+    def team(self) -> Shared | None:
+        """How the agents of a team see states; None where they are not told apart."""
+        net = self._net
+        return net.shared if isinstance(net, SharedRecurrent) else net if isinstance(net, Shared) else None
+
+    @property
+    def _net(self) -> Net | None:
+        return self.policy.net if isinstance(self.policy, CategoricalPolicy | GaussianPolicy) else None
 
     @property
     def remembers(self) -> bool:
@@ -230,25 +245,27 @@ class RLDomain:
         behaviour = (rollouts.behaviour[0].flatten(1, 2), *rollouts.behaviour[1:])
         seen, last_seen = self.normalized(rollouts.observations), self.normalized(rollouts.final_observations)
         cuts = chunks(num_tasks, horizon * episodes, self.workers.device)
-        knowing = None if memory is None else self._knowing(memory, seen, targets, rollouts.mask, cuts)
+        apart = None if self.team is None else self.team.apart
+        pooled = seen if apart is None or memory is None else apart(seen.clamp(-10.0, 10.0)).mean(-2)
+        knowing = None if memory is None else self._knowing(memory, pooled, targets, rollouts.mask, cuts)
 
         def values(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
             observations, mask = seen[tasks], rollouts.mask[tasks]
             if knowing is not None and memory is not None:
                 own = (knowing[0], knowing[1][tasks])
                 valued, last = (
-                    baseline.predict_remembered(own, memory[tasks], observations),
+                    baseline.predict_remembered(own, memory[tasks], pooled[tasks]),
                     torch.zeros_like(mask[:, 0]),
                 )
             elif self.bootstrap:
                 final = last_seen[tasks]
                 left = mask.sum(1, keepdim=True) - torch.arange(horizon, device=mask.device)[:, None]
                 discount = torch.where(rollouts.truncated[tasks].any(1, keepdim=True), self.gamma**left, 0.0)
-                fitted = baseline.fit(observations, targets[tasks], mask, baseline.Beyond(final, discount))
-                valued, last = (baseline.predict_timeless(fitted, x) for x in (observations, final))
+                fitted = baseline.fit(observations, targets[tasks], mask, baseline.Beyond(final, discount), apart)
+                valued, last = (baseline.predict_timeless(fitted, x, apart) for x in (observations, final))
             else:
-                fitted = baseline.fit(observations, targets[tasks], mask)
-                valued, last = baseline.predict(fitted, observations), torch.zeros_like(mask[:, 0])
+                fitted = baseline.fit(observations, targets[tasks], mask, apart=apart)
+                valued, last = baseline.predict(fitted, observations, apart), torch.zeros_like(mask[:, 0])
             acted = tuple(x[tasks] for x in behaviour)
             log_probs = self.policy.log_prob(acted, rollouts.actions[tasks].flatten(1, 2))
             return valued, last, log_probs
@@ -327,6 +344,11 @@ class RLDomain:
         if self._normalizer is None:
             return {}
         observations, mask = rollouts.observations.flatten(1, 2), rollouts.mask.flatten(1, 2)
+        if self.team is not None:
+            observations, mask = (
+                self.team.apart(observations).flatten(1, 2),
+                mask.repeat_interleave(len(self.team.columns), 1),
+            )
         cuts = chunks(mask.shape[0], mask.shape[1], self.workers.device)
         parts = self.workers.map(lambda cut: normalizer.moments(observations[cut], mask[cut]), cuts)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -343,7 +365,7 @@ class RLDomain:
         spec, device, episodes = self.family.spec, self.workers.device, self.episodes
         tasks, params = tasks.rows(cut), rows(params, cut)
         count = len(tasks)
-        noise, seeds = _randomness(cut, seed, (spec.horizon, episodes), self.policy)
+        noise, seeds = randomness(cut, seed, (spec.horizon, episodes), self.policy)
         noise_MTEA = to_device(noise, device)
         key = (group, count * episodes, threads)
         simulations = Simulations(self.family, tasks, episodes)
@@ -368,32 +390,3 @@ class RLDomain:
         final = to_device(simulations.final, device).view(count, episodes, -1)
         out.final_observations[cut] = self.told(final, tasks)
         return simulations
-
-
-def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:
-    """Cut M tasks into groups, and say how many physics threads each gets.
-
-    On the CPU the cut minimises the slowest group's time, with policy inference at about 5 % of physics (measured) and not
-    shared between threads; on a GPU two groups take turns with all the threads.
-    """
-    threads = workers.threads
-    if workers.device.type != "cpu":
-        count, each = min(2, num_tasks), threads
-    else:
-        options = range(1, min(threads, num_tasks) + 1)
-        count = min(options, key=lambda n: (math.ceil(num_tasks / n) * (1 / (threads // n) + 0.05), -n))
-        each = threads // count
-    edges = [round(i * num_tasks / count) for i in range(count + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(edges)], each
-
-
-def _randomness(cut: slice, seed: Seed, steps: tuple[int, int], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
-    """Action noise float32 (m, T, E, A) and reset seeds uint32 (m*E,), each task's a function of ``seed`` and its index."""
-    noise = np.empty((cut.stop - cut.start, *steps, policy.action_size), dtype=np.float32)
-    seeds = []
-    for row, task in enumerate(range(cut.start, cut.stop)):
-        sequence = families.stream(seed, task)
-        resets, actions = sequence.spawn(2)
-        seeds.append(resets.generate_state(steps[1]))
-        policy.noise(np.random.Generator(np.random.PCG64(actions)), noise[row])
-    return noise, np.concatenate(seeds)

@@ -37,12 +37,14 @@ class GaussianPolicy:
         action_size: A.
         init_std: standard deviation before training.
         min_std: smallest standard deviation; below it the log-std has no gradient.
+        agents: R equal agents with A / R components each, which share their standard deviations: ``log_std`` is (A / R,).
     """
 
     net: Net
     action_size: int
     init_std: float = 1.0
     min_std: float = 1e-6
+    agents: int = 1
 
     def init(self, generator: torch.Generator) -> Params:
         """Return fresh parameters.
@@ -53,7 +55,7 @@ class GaussianPolicy:
         weights = self.net.init(generator)
         if "log_std" in weights:
             raise ValueError("the network has a parameter called log_std, which is the policy's own; rename it")
-        return {**weights, "log_std": torch.full((self.action_size,), math.log(self.init_std))}
+        return {**weights, "log_std": torch.full((self.action_size // self.agents,), math.log(self.init_std))}
 
     def distribution(self, params: Params, observations: Tensor) -> Gaussian:
         """Return the action distribution at observations (M, N, O)."""
@@ -64,8 +66,9 @@ class GaussianPolicy:
         return {name: value for name, value in params.items() if name != "log_std"}
 
     def clamped(self, log_std: Tensor) -> Tensor:
-        """Return the log standard deviation that acts."""
-        return log_std.clamp(min=math.log(self.min_std))
+        """Return the log standard deviation that acts, (M, A)."""
+        log_std = log_std.clamp(min=math.log(self.min_std))
+        return log_std if self.agents == 1 else log_std.repeat(1, self.agents)
 
     def buffers(self, params: Params, steps: tuple[int, int, int]) -> tuple[Tensor, Gaussian]:
         """Return zeros, actions and means (M, T, E, A), with the log standard deviations that act, (M, A)."""

@@ -249,8 +249,9 @@ class Exploration:
     policy: Policy
     coefficient: float = 1.0
 
-    def __call__(self, params: Params, support: Batch, query: Batch) -> Tensor:
+    def __call__(self, params: Params, support: Batch, query: Batch, step: int) -> Tensor:
         """Return the terms of one inner step, from the parameters that sampled it; 0 in value where they are the same."""
+        del step
         if query.credit is None:
             raise ValueError("the exploration term needs a query batch with credit")
         log_probs = self.policy.log_prob(self.policy.distribution(params, support.observations), support.actions)

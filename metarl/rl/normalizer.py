@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metarl.domain import Statistics
+from metarl.nets.shared import Columns
 
 # As VecNormalize of Stable-Baselines3 has them: largest size of a standardised number, and what is added to the variance.
 CLIP = 10.0
@@ -64,10 +65,13 @@ class Normalizer:
 
     Before there are any states, observations are only clipped.
 
+    Of a team of equal agents there are statistics of what one of them sees, so that they fit any number of agents.
+
     Attributes:
-        statistics: of the states seen so far.
-        kept: the columns that stay as they are: an action mask's.
+        statistics: of the states seen so far, or of the agents' rows of them.
+        kept: the columns of these that stay as they are: an action mask's.
         device: where observations are.
+        columns: what each of the agents sees of a state, rows of column numbers; None where there is no team.
 
     Reference: ``VecNormalize`` of Stable-Baselines3.
     """
@@ -75,6 +79,7 @@ class Normalizer:
     statistics: Statistics
     kept: slice
     device: torch.device
+    columns: Columns | None = None
 
     @functools.cached_property
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -83,6 +88,10 @@ class Normalizer:
         variance = squares / count if count > 0 else torch.ones_like(squares)
         mean, scale = mean.clone(), (variance + _EPSILON).rsqrt()
         mean[self.kept], scale[self.kept] = 0.0, 1.0
+        if self.columns is not None:
+            size, row = 1 + max(map(max, self.columns)), torch.arange(len(mean)).repeat(len(self.columns))
+            place = torch.zeros(size, dtype=torch.int64).scatter(0, torch.tensor(self.columns).flatten(), row)
+            mean, scale = mean[place], scale[place]
         return mean.float().to(self.device), scale.float().to(self.device)
 
     def __call__(self, observations: Tensor) -> Tensor:

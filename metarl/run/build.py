@@ -15,14 +15,16 @@ import torch
 from metarl import algorithms, families
 from metarl.core.inner import GradientStep
 from metarl.core.parallel import Workers
+from metarl.core.schedule import Schedule
 from metarl.domain import Domain
-from metarl.families import Choices, FamilyError, RLSpec, ShotFamily, ShotSpec
+from metarl.families import Choices, FamilyError, RLFamily, RLSpec, ShotFamily, ShotSpec
 from metarl.fewshot import ShotDomain
 from metarl.fewshot.executors import tasks_at_once
 from metarl.fewshot.losses import LOSSES
 from metarl.learner import MetaLearner
-from metarl.nets import GRU, MLP, ContextNet, Conv4, Flat, Net
-from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate, Trial
+from metarl.nets import GRU, MLP, ContextNet, Conv4, Flat, Net, Recurrent, Shared, SharedRecurrent
+from metarl.nets.shared import Columns
+from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate, Trial, agents
 from metarl.run.config import RunConfig, RunSettings, convolutional, resolve
 from metarl.settings import SettingsError
 
@@ -67,7 +69,8 @@ def build_learner(config: RunConfig) -> MetaLearner:
         adapting = inner.adapting(names) if isinstance(inner, GradientStep) else names
         chunk_tasks = _tasks_at_once(domain, domain.once(adapting) is not None)
     sizes = (run.inner_steps, run.meta_batch_size, chunk_tasks)
-    return MetaLearner(domain, inner, outer, *sizes, exploration=run.exploration)
+    schedule = Schedule(run.multi_step, run.first_order_updates)
+    return MetaLearner(domain, inner, outer, *sizes, exploration=run.exploration, schedule=schedule)
 
 
 def device(name: str) -> torch.device:
@@ -109,7 +112,7 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             family = Trial(family, algo["trial_episodes"])
         domain = RLDomain(
             family,
-            _policy(family.spec, run, functools.partial(_net, run, algo.get("context_size", 0), memory)),
+            _policy(family, run, functools.partial(_net, run, algo.get("context_size", 0), memory)),
             episodes=run.episodes_per_task,
             gamma=run.gamma,
             gae_lambda=run.gae_lambda,
@@ -154,14 +157,22 @@ def _tasks_at_once(domain: ShotDomain, shared: bool) -> int | None:
     return tasks_at_once(domain.net, images, domain.workers.device, shared)
 
 
-def _policy(spec: RLSpec, run: RunSettings, net: Callable[[int, int, int], Net]) -> Policy:
+def _policy(family: RLFamily, run: RunSettings, net: Callable[[int, int, int], Net]) -> Policy:
+    spec = family.spec
     inputs, choices = spec.observation_size + (len(spec.parameters) if spec.oracle else 0), spec.choices
+    outputs = spec.action_size if choices is None else sum(choices.counts)
+    columns = agents.columns(family) if run.shared_policy else None
+    made = net(inputs, outputs, spec.horizon) if columns is None else _shared(columns, outputs, spec.horizon, net)
     if choices is None:
-        return GaussianPolicy(net(inputs, spec.action_size, spec.horizon), spec.action_size, run.init_std)
-    outputs = sum(choices.counts)
+        return GaussianPolicy(made, spec.action_size, run.init_std, agents=len(columns) if columns else 1)
     # behind the mask an oracle's observation has the task
     mask_at = spec.observation_size - outputs if choices.masked else None
-    return CategoricalPolicy(net(inputs, outputs, spec.horizon), choices.counts, mask_at)
+    return CategoricalPolicy(made, choices.counts, mask_at)
+
+
+def _shared(columns: Columns, outputs: int, steps: int, net: Callable[[int, int, int], Net]) -> Net:
+    own = net(len(columns[0]), outputs // len(columns), steps)
+    return SharedRecurrent(own, columns) if isinstance(own, Recurrent) else Shared(own, columns)
 
 
 def _net(run: RunSettings, context: int, memory: int, inputs: int, outputs: int, steps: int) -> Net:
@@ -176,7 +187,9 @@ def _fault(spec: object) -> str:
     if isinstance(spec, RLSpec):
         sizes = {name: getattr(spec, name) for name in ("observation_size", "action_size", "horizon")}
         if spec.choices is not None:
-            return _choices_fault(spec, spec.choices)
+            return _choices_fault(spec, spec.choices) or agents.fault(spec)
+        if _positive(spec.observation_size) and _positive(spec.action_size) and agents.fault(spec):
+            return agents.fault(spec)
         if not spec.action_low < spec.action_high:
             return f"whose action_low={spec.action_low} is not smaller than action_high={spec.action_high}"
     elif isinstance(spec, ShotSpec):

@@ -38,6 +38,12 @@ class RunSettings:
         0.9, "loaded-dice: how much an earlier step counts, 0: lvc, 1: dice (RL)", low=0, high=1
     )
     exploration: float = setting(0.0, "weight of E-MAML's term, 1 for the whole of it (RL)", low=0)
+    multi_step: int = setting(
+        0,
+        "meta-updates with a loss after every inner step, fading to the last alone; 0: the last alone (MAML++)",
+        low=0,
+    )
+    first_order_updates: int = setting(0, "meta-updates of first order before those of second order (MAML++)", low=0)
     entropy_bonus: float = setting(
         0.0, "what a nat of entropy earns in the outer loss, in deviations of advantages (RL)", low=0
     )
@@ -53,6 +59,9 @@ class RunSettings:
         "transductive",
         "whose statistics normalise a query: the query set's, the support set's, both mixed, its own, none (conv4)",
         choices=("transductive", "support", "task", "group", "none"),
+    )
+    shared_policy: bool = setting(
+        True, "one policy for all agents of a team; false sees and acts for all at once (families with agents)"
     )
     normalize_observations: bool = setting(False, "standardise observations by their running mean and variance (RL)")
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
@@ -216,7 +225,7 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
     _refuse_without_effect(config, given)
     if "draw" in dir(families.lookup(config.env)) or "network" in given or _CONV & given.keys():
         _refuse_other_network(config, given)
-    if not {"init_std", "normalize_observations", "entropy_bonus"} & given.keys():
+    if not {"init_std", "normalize_observations", "entropy_bonus", "shared_policy"} & given.keys():
         return  # what follows may open a simulator
     try:
         spec = families.make(config.env, **config.env_settings).spec
@@ -226,6 +235,11 @@ def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
         raise SettingsError(
             f"init_std={config.run.init_std} has no meaning for env={config.env}: its actions are discrete, and choices have"
             " no standard deviation; leave it out"
+        )
+    if "shared_policy" in given and not (isinstance(spec, families.RLSpec) and spec.agents):
+        raise SettingsError(
+            f"shared_policy={str(config.run.shared_policy).lower()} has no meaning for env={config.env}: it has no team of"
+            " equal agents; leave it out"
         )
     if config.run.normalize_observations and isinstance(spec, families.ShotSpec):
         raise SettingsError(

@@ -12,6 +12,7 @@ from metarl import families
 from metarl.cohorts import Cohorts
 from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
 from metarl.pooled import LEVELS, Pooled
+from metarl.rl import agents
 from metarl.testing._asserting import require
 
 # Simulations, steps and tasks of one check: enough to tell apart, few enough for a slow simulator.
@@ -76,6 +77,7 @@ def _check_spec(spec: Any) -> None:
             sizes += spec.choices.counts
             require(len(spec.choices.counts) == spec.action_size, "action_size is the number of choices", str(spec))
         require(spec.control_step >= 0, "control_step is 0 or a number of seconds", str(spec))
+        require(not agents.fault(spec), "agents of a team are equal", agents.fault(spec))
     else:
         sizes = (*spec.input_shape, spec.target_size)
         require(str(spec.loss) in ("mse", "cross_entropy"), "loss is mse or cross_entropy", spec.loss)

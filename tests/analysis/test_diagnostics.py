@@ -54,6 +54,9 @@ class Bowl:
     def exploration(self, coefficient):
         return None
 
+    def once(self, adapting):
+        return None
+
     def __call__(self, params, data):
         return Terms(self.inner_loss(params, data), None)
 

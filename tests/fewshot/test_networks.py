@@ -25,12 +25,12 @@ def images(patterns, monkeypatch):
 
 
 def test_images_get_a_convolutional_network(images):
-    """Whose settings are the run's; on the CPU it takes tasks one by one, as many as it is told otherwise."""
+    """Whose settings are the run's; on the CPU it takes tasks of few images together, or as many as it is told."""
     settings = {"filters": 8, "downsampling": "stride", "normalization": "support"}
     learner = metarl.build(images, threads=1, **settings)
     assert learner.domain.net == Conv4((1, 8, 8), 3, 8, "stride", "support")
     assert learner.domain.protocol == "support normalisation"
-    assert learner.chunk_tasks == learner.domain.chunk_tasks == 1
+    assert learner.chunk_tasks == learner.domain.chunk_tasks == 80 // 18
     learner = metarl.build(images, threads=1, chunk_tasks=3, **settings)
     assert learner.chunk_tasks == learner.domain.chunk_tasks == 3
     assert metarl.build("sinusoid", threads=1).chunk_tasks is None, "an MLP's tasks are many to a chunk"
@@ -65,27 +65,34 @@ def test_a_gpu_takes_as_many_tasks_as_its_images_allow():
     assert tasks_at_once(net, 100_000, GPU) == 1
 
 
-def test_on_the_cpu_convolutions_loop_over_tasks_and_vectors_are_one_batch():
-    """A module of torch's own is looked into; filters that tasks share make several tasks one batch."""
-    module = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Flatten(), nn.Linear(144, 3))
-    for net in (Conv4((1, 8, 8), 3, 4), from_module(module)):
-        assert tasks_at_once(net, 10, CPU) == 1
-        assert tasks_at_once(net, 10, CPU, shared=True) == 16
-        assert tasks_at_once(net, 1000, CPU, shared=True) == 1
+def test_on_the_cpu_small_tasks_are_groups_and_larger_ones_a_loop():
+    """Bigger images, and pooling, which keeps four times as many positions, count as more of them; shared filters as half."""
+    strided = Conv4((1, 28, 28), 3, 4)
+    assert [tasks_at_once(strided, images, CPU) for images in (10, 40, 80, 1000)] == [8, 2, 1, 1]
+    assert [tasks_at_once(strided, images, CPU, shared=True) for images in (10, 80, 1000)] == [16, 2, 1]
+    assert tasks_at_once(Conv4((1, 28, 28), 3, 4, "pool"), 10, CPU) == 2
+    assert tasks_at_once(Conv4((3, 56, 56), 3, 4), 10, CPU) == 2
+    assert tasks_at_once(Conv4((1, 8, 8), 3, 4), 10, CPU) == 8
+
+
+def test_modules_that_convolve_loop_and_vectors_are_one_batch():
+    """A module of torch's own is looked into."""
+    module = from_module(nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Flatten(), nn.Linear(144, 3)))
+    assert (tasks_at_once(module, 10, CPU), tasks_at_once(module, 16384, GPU)) == (1, 1)
     for net in (MLP((2, 3)), Flat(MLP((64, 3))), from_module(nn.Linear(2, 1))):
         assert tasks_at_once(net, 10, CPU) is tasks_at_once(net, 10, GPU) is None
 
 
 def test_the_learner_takes_the_executor_of_its_rule(images):
-    """18 images to a task: 8 tasks are a batch where the last layer alone adapts, and are judged one by one all the same."""
+    """18 images to a task: 8 tasks are a batch where the last layer alone adapts, and 4 otherwise, and where they are judged."""
     for algo, settings, wanted in (
-        ("maml-adam", {}, 1),
+        ("maml-adam", {}, 80 // 18),
         ("anil-adam", {}, 160 // 18),
-        ("anil-adam", {"adapt": ("3.*", "head")}, 1),
-        ("imaml-adam", {}, 1),
+        ("anil-adam", {"adapt": ("3.*", "head")}, 80 // 18),
+        ("imaml-adam", {}, 80 // 18),
     ):
         learner = metarl.build(images, algo, threads=1, filters=4, algo_settings=settings)
-        assert (learner.chunk_tasks, learner.domain.chunk_tasks) == (wanted, 1)
+        assert (learner.chunk_tasks, learner.domain.chunk_tasks) == (wanted, 80 // 18)
 
 
 REFUSED = [

@@ -17,7 +17,7 @@ from metarl.core.params import expand
 from metarl.families import FamilyError
 from metarl.nets import MLP
 from metarl.rl import GaussianPolicy, RLDomain
-from metarl.rl.domain import groups
+from metarl.rl.groups import groups
 from metarl.rl.losses import Batch
 
 M, E = 5, 6

@@ -178,7 +178,7 @@ def test_dice_without_episodes_is_refused():
     with pytest.raises(ValueError, match="decay=2 must be in"):
         PolicyLoss(exact.POLICY, "loaded-dice", 2)
     with pytest.raises(ValueError, match="needs a query batch with credit"):
-        Exploration(exact.POLICY)(params, batch, batch)
+        Exploration(exact.POLICY)(params, batch, batch, 0)
 
 
 @pytest.mark.parametrize("epsilon", [None, 0.1])

@@ -1,0 +1,230 @@
+"""The traffic simulator beside SUMO (extra ``sumo``): ``python -m experiments.traffic agree`` and ``transfer``.
+
+    python -m experiments.traffic agree tasks=20 seeds=3                  do both rank the eight controllers alike?
+    python -m experiments.traffic transfer                              do policies gain in SUMO what adapting gained them here?
+    python -m experiments.traffic agree tiny=true                         a minute, to see that everything works
+
+``transfer`` takes the runs of ``python -m experiments.traffic train``, adapts them in the own simulator and lets them play in
+SUMO. Both write every result at once into ``results.jsonl`` under ``runs/`` and go on where they were stopped; a SUMO
+simulation that fails is reported, left out, and tried again by the next call. Tables go to ``experiments/results/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments import recording
+from metarl.run.arguments import parse
+from metarl.settings import SettingsError, setting
+
+if TYPE_CHECKING:
+    from metarl.families import Tasks
+
+# Tasks that nothing was calibrated or trained on.
+_FRESH = 21
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What these experiments can be told."""
+
+    env: str = setting("traffic-grid", "the family")
+    tasks: int = setting(20, "held-out tasks", low=2)
+    seeds: int = setting(3, "episodes of each", low=1)
+    rows: int = setting(3, "rows of intersections (agree)", low=1)
+    columns: int = setting(3, "columns of intersections (agree)", low=1)
+    horizon: int = setting(120, "decisions of an episode (agree)", low=1)
+    warmup: int = setting(120, "seconds before the first (agree)", low=0)
+    updates: int = setting(3, "inner updates (transfer)", low=1)
+    tiny: bool = setting(False, "a minute, under runs/tiny, to see that everything works")
+
+
+class Store:
+    """Mean times by name, in a file that grows by a line for each.
+
+    Args:
+        path: of the file; what is in it is known already.
+        settings: of the experiment; the results of others are no part of it.
+    """
+
+    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+        self._path, self._settings = path, dict(settings)
+        self.times: dict[str, list[Any]] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for number, line in enumerate(lines):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                if number == len(lines) - 1:  # cut off by a kill
+                    path.write_text("".join(f"{whole}\n" for whole in lines[:-1]), encoding="utf-8")
+                    break
+                raise SettingsError(f"{path} line {number + 1} is no result; move the file away") from error
+            if record["settings"] == self._settings:
+                self.times[record["name"]] = record["times"]
+
+    def __call__(self, name: str, measure: Callable[[], np.ndarray]) -> None:
+        """Measure what is not known yet, and write it; a simulation that fails is reported."""
+        from metarl.families import EnvFault
+
+        if name in self.times:
+            return
+        try:
+            times = measure().tolist()
+        except EnvFault as fault:
+            print(f"{name}: {fault.reason}", flush=True)
+            return
+        self.times[name] = times
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, "times": times, "settings": self._settings}) + "\n")
+        print(f"{name}: {np.mean(times):.1f} s", flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``agree`` or ``transfer``; return the exit code."""
+    import torch
+
+    from metarl.run.provenance import provenance
+
+    settings = Settings(**parse(argv[1:], Settings))
+    torch.set_num_threads(1)
+    if settings.tiny:
+        settings = Settings(settings.env, 2, 1, 1, 1, horizon=8, warmup=40, updates=1, tiny=True)
+    runs, results = recording.folders(f"{settings.env}-{argv[0]}", settings.tiny)
+    known = {"experiment": argv[0], **dataclasses.asdict(settings)}
+    for name in ("tasks", "tiny"):  # more tasks are more of the same
+        known.pop(name)
+    store = Store(runs / "results.jsonl", known)
+    found, lines = agree(settings, store) if argv[0] == "agree" else transfer(settings, store)
+    command = shlex.join(["python", "-m", "experiments.traffic", *argv])
+    record = {"command": command, "settings": dataclasses.asdict(settings), **found, **provenance()}
+    recording.write(results / "summary.json", record)
+    text = "\n".join([*lines, "", f"`{command}`, commit {record['commit']}."])
+    (results / "summary.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+def agree(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str]]:
+    """Let the eight controllers play the same tasks and arrivals in both simulators."""
+    from metarl import families
+    from metarl.envs.traffic import headroom
+    from metarl.envs.traffic.network import Grid
+
+    sizes = {name: getattr(settings, name) for name in ("rows", "columns", "horizon", "warmup")}
+    both = {name: families.make(settings.env, **sizes, simulator=name) for name in ("own", "sumo")}
+    tasks: Tasks = both["own"].sample_tasks(settings.tasks, "test", (0, _FRESH))
+    eight = headroom.eight(Grid(rows=settings.rows, columns=settings.columns))
+    seeds, names = range(settings.seeds), list(eight)
+    for task in range(len(tasks)):
+        for name, maker in eight.items():
+            for simulator, family in both.items():
+                player = headroom.controlled(maker)
+                key = f"{simulator}, task {task}, {name}"
+                store(key, functools.partial(headroom.played, family, tasks.rows([task]), seeds, player))
+    pairs = []
+    for task in range(len(tasks)):
+        keys = [[f"{simulator}, task {task}, {name}" for name in names] for simulator in both]
+        if all(key in store.times for row in keys for key in row):
+            pairs.append([[np.mean(store.times[key]) for key in row] for row in keys])
+    if not pairs:
+        raise SettingsError("no task has all its results: SUMO failed in each; see the lines above")
+    return agreement(np.array(pairs), names)
+
+
+def agreement(times: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Compare mean times (tasks, own and SUMO, controllers)."""
+    own, sumo = times[:, 0], times[:, 1]
+    ranks = [_correlation("spearmanr", a, b) for a, b in zip(own, sumo, strict=True)]
+    two = sumo.argsort(1)[:, :2]
+    hits = (two == own.argmin(1)[:, None]).any(1)
+    bias = own / sumo - 1
+    found = {
+        "spearman": ranks,
+        "median_spearman": float(np.median(ranks)),
+        "best_is_one_of_two": float(hits.mean()),
+        "pooled_pearson": _correlation("pearsonr", own.ravel(), sumo.ravel()),
+        "pooled_spearman": _correlation("spearmanr", own.ravel(), sumo.ravel()),
+        "bias": float(bias.mean()),
+        "bias_seconds": float((own - sumo).mean()),
+        "absolute_error": float(np.abs(bias).mean()),
+        "own": own.tolist(),
+        "sumo": sumo.tolist(),
+        "controllers": list(names),
+    }
+    lines = [
+        f"Mean time of a trip, s, over {len(times)} tasks:",
+        "",
+        "| controller | own simulator | SUMO | difference |",
+        "| --- | --- | --- | --- |",
+        *[
+            f"| {n} | {own[:, i].mean():.1f} | {sumo[:, i].mean():.1f} | {bias[:, i].mean():+.0%} |"
+            for i, n in enumerate(names)
+        ],
+        "",
+        f"- Spearman's correlation of the controllers in a task: median {found['median_spearman']:.2f}, least {min(ranks):.2f}",
+        f"- tasks whose best controller here is one of SUMO's best two: {hits.mean():.0%}",
+        f"- all times together: Pearson {found['pooled_pearson']:.3f}, Spearman {found['pooled_spearman']:.3f}",
+        f"- bias: {found['bias']:+.1%} ({found['bias_seconds']:+.1f} s), mean size of the error {found['absolute_error']:.1%}",
+    ]
+    return found, lines
+
+
+def _correlation(kind: str, a: np.ndarray, b: np.ndarray) -> float:
+    """Return scipy's ``pearsonr`` or ``spearmanr``; 0 where one of the sides does not vary, which has no correlation."""
+    from scipy import stats
+
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float((stats.pearsonr if kind == "pearsonr" else stats.spearmanr)(a, b).statistic)
+
+
+def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str]]:
+    """Adapt the trained runs here; play before and after in both simulators."""
+    from experiments.traffic_training import adapted, times
+    from metarl.analysis.agent import load
+    from metarl.core.params import rows
+
+    runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
+    labels = recording.trained(runs, sorted(path.name for path in runs.glob("maml-s*")))
+    seeds = range(settings.seeds)
+    gains: dict[str, list[list[float]]] = {"own": [], "sumo": []}
+    for label in labels:
+        agents = {name: load(runs / label, env_settings={"simulator": name}) for name in gains}
+        tasks = agents["own"].learner.domain.sample_tasks(settings.tasks, "test", (0, _FRESH))
+        stages = adapted(agents["own"], tasks, (0, _FRESH, 1), settings.updates)
+        for task in range(len(tasks)):
+            cut = slice(task, task + 1)
+            keys = {}
+            for simulator, agent in agents.items():
+                keys[simulator] = [f"{simulator}, {label}, task {task}, after {k}" for k in (0, settings.updates)]
+                for key, params in zip(keys[simulator], (stages[0], stages[-1]), strict=True):
+                    store(key, functools.partial(times, agent, rows(params, cut), tasks.rows(cut), seeds))
+            if all(key in store.times for pair in keys.values() for key in pair):
+                for simulator, (before, after) in keys.items():
+                    gains[simulator].append([float(np.mean(store.times[key])) for key in (before, after)])
+    if not gains["own"]:
+        raise SettingsError("no task has all its results: SUMO failed in each; see the lines above")
+    return transferred(np.array(gains["own"]), np.array(gains["sumo"]), settings.updates)
+
+
+def transferred(own: np.ndarray, sumo: np.ndarray, updates: int) -> tuple[dict[str, Any], list[str]]:
+    """Compare gains of adapting, from times (tasks, before and after) in both simulators."""
+    here, there = (1 - pair[:, 1] / pair[:, 0] for pair in (own, sumo))
+    agrees = float((np.sign(here) == np.sign(there)).mean())
+    varies = min(here.std(), there.std()) > 0
+    correlation = float(np.corrcoef(here, there)[0, 1]) if varies else 0.0
+    found = {"own": own.tolist(), "sumo": sumo.tolist(), "sign_agrees": agrees, "correlation": correlation}
+    lines = [
+        f"Gain in the time of a trip after {updates} updates (made in the own simulator), over {len(own)} tasks and runs:",
+        f"own {here.mean():.2%}, SUMO {there.mean():.2%}; the sign agrees in {agrees:.0%}, correlation {correlation:.2f}.",
+    ]
+    return found, lines
