@@ -154,7 +154,7 @@ def report(result: Mapping[str, Any]) -> str:
     ]
     for name, row in result["rows"].items():
         for shots, found in row.items():
-            cells = recording.intervals(found, 3)
+            cells = [cell if "nan" not in cell else "diverged" for cell in recording.intervals(found, 3)]
             shown = [cells[k] if k < len(cells) else "" for k in SHOWN]
             rates = ", ".join(f"{rate:.3g}" for rate in found["rates"][0]) if found["rates"][0] else "training's"
             rates = "not adapted" if len(cells) == 1 else rates
@@ -165,6 +165,7 @@ def report(result: Mapping[str, Any]) -> str:
     lines.append("")
     for shots, found in result["rows"]["maml"].items():
         each = ["/".join(f"{seed[k]:.3f}" for k in SHOWN[1:]) for seed in found["each_seed"]]
+        each = [one.replace("nan", "diverged") for one in each]
         lines.append(f"- MAML, {shots} shots, each seed after {'/'.join(map(str, SHOWN[1:]))}: {', '.join(each)}")
     return "\n".join([*lines, *recording.origin({"runs": result["runs"], "evaluation": result["command"]})])
 
