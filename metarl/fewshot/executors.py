@@ -36,14 +36,20 @@ def tasks_at_once(net: Net, images: int, device: torch.device, shared: bool = Fa
         device: where it runs.
         shared: whether tasks share their filters, because the last layer alone adapts.
     """
-    if isinstance(net, ModuleNet):
-        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in net.module.modules())
-        return None if not convolves else 1 if device.type == "cpu" else max(1, GPU_IMAGES // images)
-    if not isinstance(net, Conv4):
+    if not convolves(net):
         return None
     if device.type != "cpu":
         return max(1, GPU_IMAGES // images)
+    if not isinstance(net, Conv4):
+        return 1
     _, height, width = net.input_shape
     # pooled, the first block keeps four times as many positions
     each = max(1.0, height * width / 28**2) * (1 if net.downsampling == "stride" else 4)
     return max(1, int((CPU_SHARED_IMAGES if shared else CPU_IMAGES) / (each * images)))
+
+
+def convolves(net: Net) -> bool:
+    """Tell whether a network has convolutions; for others the number of examples of a task does not matter."""
+    if isinstance(net, ModuleNet):
+        return any(isinstance(module, nn.modules.conv._ConvNd) for module in net.module.modules())
+    return isinstance(net, Conv4)

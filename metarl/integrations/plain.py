@@ -122,7 +122,10 @@ def _network(net: Net, params: Params) -> tuple[MLP, np.ndarray]:
     if isinstance(net, ContextNet):
         net, context = net.net, _array(params, CONTEXT)
     if not isinstance(net, MLP):
-        raise SettingsError(f"{type(net).__name__} is not fully connected; only MLP networks are exported")
+        raise SettingsError(
+            f"{type(net).__name__} is not fully connected; only MLP networks are exported (agents that share a policy have one"
+            " with shared_policy=false)"
+        )
     return net, context
 
 

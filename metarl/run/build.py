@@ -19,7 +19,7 @@ from metarl.core.schedule import Schedule
 from metarl.domain import Domain
 from metarl.families import Choices, FamilyError, RLFamily, RLSpec, ShotFamily, ShotSpec
 from metarl.fewshot import ShotDomain
-from metarl.fewshot.executors import tasks_at_once
+from metarl.fewshot.executors import convolves, tasks_at_once
 from metarl.fewshot.losses import LOSSES
 from metarl.learner import MetaLearner
 from metarl.nets import GRU, MLP, ContextNet, Conv4, Flat, Net, Recurrent, Shared, SharedRecurrent
@@ -152,6 +152,8 @@ def _shot_domain(config: RunConfig, family: ShotFamily, spec: ShotSpec, workers:
 
 
 def _tasks_at_once(domain: ShotDomain, shared: bool) -> int | None:
+    if not convolves(domain.net):
+        return None
     task = domain.sample_tasks(1, "train", (0,))
     images = sum(shots.num_samples for shots in domain.draw(task, np.zeros(1, dtype=np.uint32)))
     return tasks_at_once(domain.net, images, domain.workers.device, shared)

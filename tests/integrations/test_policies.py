@@ -29,7 +29,13 @@ FORMS = {
     "linear": ("hopper-vel", None, {"horizon": 10}, {"hidden_sizes": [], "normalize_observations": False}),
     "choices": ("tabular-mdp", None, {}, {"normalize_observations": False}),
 }
-MASKED = ("traffic-demand", None, {"horizon": 3}, {"normalize_observations": True, "hidden_sizes": [8]})
+# one policy for all intersections together; one that they share is no plain stack of layers
+MASKED = (
+    "traffic-demand",
+    None,
+    {"horizon": 3},
+    {"normalize_observations": True, "hidden_sizes": [8], "shared_policy": False},
+)
 
 
 @pytest.fixture(scope="module", params=FORMS)
