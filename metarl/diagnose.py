@@ -244,28 +244,37 @@ _COMPUTED: Mapping[str, Callable[[_Run], dict[str, Any]]] = {
 }
 
 
+def _shown(value: float | None, spec: str) -> str:
+    """Format a number, which is null in JSON where it is none: what diverges, or the similarity of what never varies."""
+    return "nan" if value is None else format(value, spec)
+
+
 def _last(curves: Mapping[str, Any]) -> str:
     return "  ".join(
-        f"{name}: {'nan' if one is None else format(one['mean'][-1], '.4g')}" for name, one in curves.items()
+        f"{name}: {'nan' if one is None else _shown(one['mean'][-1], '.4g')}" for name, one in curves.items()
     )
 
 
+def _steps_text(found: Mapping[str, Any]) -> str:
+    return "  ".join(f"{k}: {_shown(mean, '.4g')}" for k, mean in zip(found["updates"], found["mean"], strict=True))
+
+
 def _risk_text(found: Mapping[str, Any]) -> str:
-    low, high = found["ci95"]
+    low, high = (_shown(end, ".2f") for end in found["ci95"])
     warning = "  WARNING: it overfits its training tasks" if found["overfits"] else ""
-    return f"R = {found['ratio']:.2f} [{low:.2f}, {high:.2f}]{warning}"
+    return f"R = {_shown(found['ratio'], '.2f')} [{low}, {high}]{warning}"
 
 
 TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "risk": _risk_text,
     "alignment": lambda f: (
-        f"cosine {f['mean_cosine']:.3f}, rank correlation with the first gain {f['correlation']:.2f}"
+        f"cosine {_shown(f['mean_cosine'], '.3f')}, rank correlation with the first gain {_shown(f['correlation'], '.2f')}"
     ),
-    "orders": lambda f: f"cosine {f['cosine']:.4f}, norm ratio {f['norm_ratio']:.3f}",
-    "layers": lambda f: "  ".join(f"{layer}: {mean:.3f}" for layer, mean in enumerate(f["mean"], 1)),
+    "orders": lambda f: f"cosine {_shown(f['cosine'], '.4f')}, norm ratio {_shown(f['norm_ratio'], '.3f')}",
+    "layers": lambda f: "  ".join(f"{layer}: {_shown(mean, '.3f')}" for layer, mean in enumerate(f["mean"], 1)),
     "head": _last,
     "rates": _last,
-    "steps": lambda f: "  ".join(f"{k}: {mean:.4g}" for k, mean in zip(f["updates"], f["mean"], strict=True)),
+    "steps": _steps_text,
     "rollouts": _last,
 }
 

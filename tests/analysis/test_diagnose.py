@@ -55,6 +55,21 @@ def test_all_of_a_policy(diagnosed, runs):
     assert result["command"].startswith("python -m metarl.diagnose ")
 
 
+def _without_numbers(value):
+    if isinstance(value, dict):
+        return {key: _without_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_numbers(one) for one in value]
+    return None if isinstance(value, float) else value
+
+
+def test_what_is_no_number_can_be_read_from_its_file(diagnosed):
+    """Similarities of representations that never vary are null in JSON, and ended the report of a bandit."""
+    result, _ = diagnosed("maml", "far=2", "best=0")
+    for name, found in result["diagnostics"].items():
+        assert "nan" in diagnose.TEXTS[name](_without_numbers(found)), name
+
+
 def test_what_does_not_apply_is_said_and_not_computed(diagnosed):
     """One diagnostic that ends all others, or a number that means nothing."""
     result, shown = diagnosed("maml", "only=[risk,orders]")
