@@ -18,7 +18,7 @@ from metarl.settings import SettingsError
 # Metres from one intersection to the next: links keep their length, whatever the size of the intersections between.
 _GAP = 30.0
 _FORWARD = ((0, 1), (1, 0), (0, -1), (-1, 0))  # x eastwards, y northwards, by heading
-MISSING = "SUMO is not installed: pip install 'metarl-toolkit[sumo]'"
+MISSING = "SUMO is not installed: pip install -c constraints.txt -e '.[sumo]'"
 
 Place = tuple[int, int, int]
 
