@@ -150,7 +150,7 @@ def test_a_process_runs_one_simulation_only(monkeypatch):
 
 def test_without_sumo_there_is_one_line(monkeypatch, scenes):
     monkeypatch.setitem(sys.modules, "sumo", None)
-    with pytest.raises(SettingsError, match=r"pip install 'metarl-toolkit\[sumo\]'"):
+    with pytest.raises(SettingsError, match=r"pip install -c constraints.txt -e '.\[sumo\]'"):
         SumoSim(ONE, scenes.conditions(ONE, 1), np.zeros(1, dtype=np.uint32))
     with pytest.raises(SettingsError, match="at most 64"):
         SumoSim(ONE, scenes.conditions(ONE, 65), np.zeros(65, dtype=np.uint32))
