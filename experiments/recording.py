@@ -31,16 +31,24 @@ def python(*words: str) -> None:
         sys.exit(status)
 
 
-def train(env: str, runs: pathlib.Path, members: Mapping[str, Sequence[str]]) -> None:
-    """Train the runs of a family, or finish what is there.
+def trainings(env: str, runs: pathlib.Path, members: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Return the words behind ``python -m`` that train the runs of a family, or finish what is there.
 
     Args:
         env: the family.
         runs: their directory.
         members: the settings of each run by its name.
     """
-    for label, words in members.items():
-        python("metarl.train", f"env={env}", *words, f"run_dir={runs / label}", "resume=auto")
+    return [
+        ["metarl.train", f"env={env}", *words, f"run_dir={runs / label}", "resume=auto"]
+        for label, words in members.items()
+    ]
+
+
+def train(env: str, runs: pathlib.Path, members: Mapping[str, Sequence[str]]) -> None:
+    """Train the runs of a family one after another, as :func:`trainings` says."""
+    for words in trainings(env, runs, members):
+        python(*words)
 
 
 def trained(runs: pathlib.Path, labels: Iterable[str]) -> list[str]:

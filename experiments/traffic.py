@@ -1,9 +1,10 @@
 """Traffic signals: what there is to adapt, and how fast the simulator is.
 
     python -m experiments.traffic headroom env=traffic-grid tasks=32      best common against best own controllers
-    python -m experiments.traffic speed                                   decisions a second, one thread
+    python -m experiments.traffic speed                                   decisions a second, beside SUMO (traffic_speed.py)
     python -m experiments.traffic train                                   policies beside the controllers (traffic_training.py)
     python -m experiments.traffic street                                  space-time diagrams of a street (traffic_pictures.py)
+    python -m experiments.traffic film run=RUN                            one grid before and after adapting, at some moments
     python -m experiments.traffic agree                                   the controllers here and in SUMO (traffic_sumo.py)
     python -m experiments.traffic transfer                                what policies gain by adapting, here and in SUMO
 
@@ -13,12 +14,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import shlex
-import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,22 +26,19 @@ from metarl.run.command import guarded
 from metarl.settings import SettingsError, nearest, setting
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-MEASURES = ("headroom", "speed", "train", "agree", "transfer", "street")
-GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (1, 6))
+MEASURES = ("headroom", "speed", "train", "agree", "transfer", "street", "film")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What can be told."""
+    """What ``headroom`` can be told."""
 
-    env: str = setting("traffic-grid", "family (headroom)")
-    tasks: int = setting(32, "validation tasks (headroom)", low=1)
-    seeds: int = setting(4, "episodes of each, half of which choose (headroom)", low=2)
-    rows: int = setting(2, "rows of intersections (headroom)", low=1)
-    columns: int = setting(2, "columns of intersections (headroom)", low=1)
+    env: str = setting("traffic-grid", "family")
+    tasks: int = setting(32, "validation tasks", low=1)
+    seeds: int = setting(4, "episodes of each, half of which choose", low=2)
+    rows: int = setting(2, "rows of intersections", low=1)
+    columns: int = setting(2, "columns of intersections", low=1)
     horizon: int = setting(120, "decisions of an episode", low=1)
-    batch: int = setting(256, "grids that step together (speed)", low=1)
-    repeats: int = setting(3, "measurements of everything (speed)", low=1)
     save: bool = setting(False, "write the result to experiments/results/")
 
 
@@ -65,17 +60,24 @@ def _main(argv: Sequence[str], results: pathlib.Path) -> int:
         from experiments import traffic_pictures
 
         return traffic_pictures.street(argv[1:], results)
+    if argv[0] == "film":
+        from experiments import traffic_pictures
+
+        return traffic_pictures.film(argv[1:])
     if argv[0] in ("agree", "transfer"):
         from experiments import traffic_sumo
 
         return traffic_sumo.main(argv)
+    if argv[0] == "speed":
+        from experiments import traffic_speed
+
+        return traffic_speed.speed(argv, results)
     settings = Settings(**parse(argv[1:], Settings))
-    found = (headroom if argv[0] == "headroom" else speed)(settings)
+    found = headroom(settings)
     if settings.save:
         from metarl.run.provenance import provenance
 
-        name = f"{settings.env}_headroom" if argv[0] == "headroom" else "traffic_speed"
-        file = results / f"{name}.json"
+        file = results / f"{settings.env}_headroom.json"
         command = shlex.join(["python", "-m", "experiments.traffic", *argv])
         record = {"command": command, "settings": dataclasses.asdict(settings), **found, **provenance()}
         recording.write(file, record)
@@ -113,36 +115,6 @@ def headroom(settings: Settings) -> Mapping[str, Any]:
         "tasks": tasks.to_json(),
         "times": times.tolist(),
     }
-
-
-def speed(settings: Settings) -> Mapping[str, Any]:
-    """Time episodes of several grids, with max-pressure in the place of a policy."""
-    import numpy as np
-    import torch
-
-    from metarl import families
-    from metarl.envs.traffic.headroom import candidates, mean_times
-    from metarl.envs.traffic.network import Grid
-
-    torch.set_num_threads(1)
-    rates: dict[str, list[float]] = {f"{rows}x{columns}": [] for rows, columns in GRIDS}
-    load = os.getloadavg()[0]
-    for turn in range(settings.repeats + 1):  # the first is not counted: it fills the caches
-        for rows, columns in GRIDS:
-            family = families.make("traffic-grid", rows=rows, columns=columns, horizon=settings.horizon, warmup=0)
-            tasks = family.sample_tasks(settings.batch, "train", 0)
-            some = dict(list(candidates(Grid(rows=rows, columns=columns)).items())[:1])
-            started = time.perf_counter()
-            mean_times(family, tasks, some, [0])
-            if turn:
-                seconds = time.perf_counter() - started
-                rates[f"{rows}x{columns}"].append(settings.batch * settings.horizon / seconds)
-    print(f"decisions of 10 s a second, one thread, {settings.batch} grids, load {load:.1f} before; median and range")
-    for name, some_rates in rates.items():
-        low, middle, high = min(some_rates), statistics.median(some_rates), max(some_rates)
-        nodes = int(np.prod([int(part) for part in name.split("x")]))
-        print(f"{name:8} {middle:10.0f} ({low:.0f} to {high:.0f}); {middle * nodes:.0f} of intersections")
-    return {"rates": rates, "load_at_start": load}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 ``transfer`` takes the runs of ``python -m experiments.traffic train``, adapts them in the own simulator and lets them play in
 SUMO. Both write every result at once into ``results.jsonl`` under ``runs/`` and go on where they were stopped; a SUMO
-simulation that fails is reported, left out, and tried again by the next call. Tables go to ``experiments/results/``.
+simulation that fails is reported, left out, and tried again by the next call. Tables and pictures go to ``experiments/results/``
+and the page of experiments; intervals are over tasks, drawn as wholes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import recording
+from experiments import recording, traffic_pictures, traffic_report
 from metarl.run.arguments import parse
 from metarl.settings import SettingsError, setting
 
@@ -107,10 +108,23 @@ def main(argv: Sequence[str]) -> int:
     command = shlex.join(["python", "-m", "experiments.traffic", *argv])
     record = {"command": command, "settings": dataclasses.asdict(settings), **found, **provenance()}
     recording.write(results / "summary.json", record)
-    text = "\n".join([*lines, "", f"`{command}`, commit {record['commit']}."])
-    (results / "summary.md").write_text(text + "\n", encoding="utf-8")
+    made = f"`{command}`, commit {record['commit']}, {record['cpu']}, {record['cores']} cores."
+    text = "\n".join([*lines, "", made, f"Versions: {record['versions']}.", ""])
+    (results / "summary.md").write_text(text, encoding="utf-8")
+    _draw(argv[0], found, results / "both.png")
     print(text)
+    if not settings.tiny:
+        shown = f"![{argv[0]}: both simulators]({results.relative_to(recording.README.parent)}/both.png)"
+        traffic_report.insert(settings.env, argv[0], f"{shown}\n\n{text}")
     return 0
+
+
+def _draw(what: str, found: Mapping[str, Any], path: pathlib.Path) -> None:
+    own, sumo = np.array(found["own"]), np.array(found["sumo"])
+    if what == "agree":
+        traffic_pictures.against(own, sumo, found["controllers"], path)
+    else:
+        traffic_pictures.gains(_gain(own), _gain(sumo), path)
 
 
 def agree(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str]]:
@@ -137,22 +151,33 @@ def agree(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str]]:
             pairs.append([[np.mean(store.times[key]) for key in row] for row in keys])
     if not pairs:
         raise SettingsError("no task has all its results: SUMO failed in each; see the lines above")
-    return agreement(np.array(pairs), names)
+    found, lines = agreement(np.array(pairs), names)
+    if len(pairs) < len(tasks):
+        lines.append(f"- {len(tasks) - len(pairs)} of {len(tasks)} tasks are left out: SUMO failed in them")
+    return found, lines
 
 
 def agreement(times: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Compare mean times (tasks, own and SUMO, controllers)."""
     own, sumo = times[:, 0], times[:, 1]
-    ranks = [_correlation("spearmanr", a, b) for a, b in zip(own, sumo, strict=True)]
+    ranks = [_spearman(a, b) for a, b in zip(own, sumo, strict=True)]
     two = sumo.argsort(1)[:, :2]
     hits = (two == own.argmin(1)[:, None]).any(1)
     bias = own / sumo - 1
+    over_tasks = functools.partial(recording.bootstrap, tasks=len(times))
+    ends = {
+        "median_spearman": over_tasks(lambda rows: np.median(np.array(ranks)[rows])),
+        "best_is_one_of_two": over_tasks(lambda rows: hits[rows].mean()),
+        "pooled_pearson": over_tasks(lambda rows: _pearson(own[rows].ravel(), sumo[rows].ravel())),
+        "bias": over_tasks(lambda rows: bias[rows].mean()),
+    }
     found = {
+        "ci95_over_tasks": ends,
         "spearman": ranks,
         "median_spearman": float(np.median(ranks)),
         "best_is_one_of_two": float(hits.mean()),
-        "pooled_pearson": _correlation("pearsonr", own.ravel(), sumo.ravel()),
-        "pooled_spearman": _correlation("spearmanr", own.ravel(), sumo.ravel()),
+        "pooled_pearson": _pearson(own.ravel(), sumo.ravel()),
+        "pooled_spearman": _spearman(own.ravel(), sumo.ravel()),
         "bias": float(bias.mean()),
         "bias_seconds": float((own - sumo).mean()),
         "absolute_error": float(np.abs(bias).mean()),
@@ -170,61 +195,117 @@ def agreement(times: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], 
             for i, n in enumerate(names)
         ],
         "",
-        f"- Spearman's correlation of the controllers in a task: median {found['median_spearman']:.2f}, least {min(ranks):.2f}",
-        f"- tasks whose best controller here is one of SUMO's best two: {hits.mean():.0%}",
-        f"- all times together: Pearson {found['pooled_pearson']:.3f}, Spearman {found['pooled_spearman']:.3f}",
-        f"- bias: {found['bias']:+.1%} ({found['bias_seconds']:+.1f} s), mean size of the error {found['absolute_error']:.1%}",
+        f"- Spearman's correlation of the controllers in a task: median {found['median_spearman']:.2f}"
+        f" {_ends(ends['median_spearman'], '.2f')}, least {min(ranks):.2f}",
+        f"- tasks whose best controller here is one of SUMO's best two: {hits.mean():.0%}"
+        f" {_ends(ends['best_is_one_of_two'], '.0%')}",
+        f"- all times together: Pearson {found['pooled_pearson']:.3f} {_ends(ends['pooled_pearson'], '.3f')}, Spearman"
+        f" {found['pooled_spearman']:.3f}",
+        f"- bias: {found['bias']:+.1%} {_ends(ends['bias'], '+.1%')}, {found['bias_seconds']:+.1f} s; mean size of the error"
+        f" {found['absolute_error']:.1%}",
     ]
     return found, lines
 
 
-def _correlation(kind: str, a: np.ndarray, b: np.ndarray) -> float:
-    """Return scipy's ``pearsonr`` or ``spearmanr``; 0 where one of the sides does not vary, which has no correlation."""
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's correlation; 0 where one of the sides does not vary, which has none."""
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's correlation of ranks, equal values sharing theirs."""
     from scipy import stats
 
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float((stats.pearsonr if kind == "pearsonr" else stats.spearmanr)(a, b).statistic)
+    return _pearson(stats.rankdata(a), stats.rankdata(b))
+
+
+def _ends(interval: Sequence[float], form: str) -> str:
+    low, high = interval
+    return f"[{low:{form}}, {high:{form}}]"
 
 
 def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str]]:
     """Adapt the trained runs here; play before and after in both simulators."""
-    from experiments.traffic_training import adapted, times
+    from experiments.traffic_training import adapted, chosen_rates, times
     from metarl.analysis.agent import load
     from metarl.core.params import rows
 
     runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
     labels = recording.trained(runs, sorted(path.name for path in runs.glob("maml-s*")))
     seeds = range(settings.seeds)
-    gains: dict[str, list[list[float]]] = {"own": [], "sumo": []}
+    rows_of: dict[str, list[list[float]]] = {"own": [], "sumo": []}
+    where = list[int]()  # the task of each row
     for label in labels:
-        agents = {name: load(runs / label, env_settings={"simulator": name}) for name in gains}
+        agents = {own: load(runs / label, env_settings={"simulator": own}) for own in rows_of}
         tasks = agents["own"].learner.domain.sample_tasks(settings.tasks, "test", (0, _FRESH))
-        stages = adapted(agents["own"], tasks, (0, _FRESH, 1), settings.updates)
+        rates = chosen_rates(agents["own"], min(20, settings.tasks), settings.updates)
+        stages = adapted(agents["own"], tasks, (0, _FRESH, 1), settings.updates, rates)
+        name = f"{label} at {agents['own'].iteration}"  # a run that was trained on is another
         for task in range(len(tasks)):
             cut = slice(task, task + 1)
             keys = {}
             for simulator, agent in agents.items():
-                keys[simulator] = [f"{simulator}, {label}, task {task}, after {k}" for k in (0, settings.updates)]
+                keys[simulator] = [f"{simulator}, {name}, task {task}, after {k}" for k in (0, settings.updates)]
                 for key, params in zip(keys[simulator], (stages[0], stages[-1]), strict=True):
                     store(key, functools.partial(times, agent, rows(params, cut), tasks.rows(cut), seeds))
             if all(key in store.times for pair in keys.values() for key in pair):
+                where.append(task)
                 for simulator, (before, after) in keys.items():
-                    gains[simulator].append([float(np.mean(store.times[key])) for key in (before, after)])
-    if not gains["own"]:
+                    rows_of[simulator].append([float(np.mean(store.times[key])) for key in (before, after)])
+    if not where:
         raise SettingsError("no task has all its results: SUMO failed in each; see the lines above")
-    return transferred(np.array(gains["own"]), np.array(gains["sumo"]), settings.updates)
+    found, lines = transferred(np.array(rows_of["own"]), np.array(rows_of["sumo"]), where, settings.updates)
+    lost = len(labels) * settings.tasks - len(where)
+    if lost:
+        lines.append(f"{lost} pairs of a task and a run are left out: SUMO failed in them.")
+    facts = {label: recording.facts(runs / label) for label in labels}
+    made = [f"{label} ({run['iterations']} iterations)" for label, run in facts.items()]
+    return {**found, "runs": facts}, [*lines, f"Runs: {', '.join(made)}."]
 
 
-def transferred(own: np.ndarray, sumo: np.ndarray, updates: int) -> tuple[dict[str, Any], list[str]]:
-    """Compare gains of adapting, from times (tasks, before and after) in both simulators."""
-    here, there = (1 - pair[:, 1] / pair[:, 0] for pair in (own, sumo))
-    agrees = float((np.sign(here) == np.sign(there)).mean())
-    varies = min(here.std(), there.std()) > 0
-    correlation = float(np.corrcoef(here, there)[0, 1]) if varies else 0.0
-    found = {"own": own.tolist(), "sumo": sumo.tolist(), "sign_agrees": agrees, "correlation": correlation}
+def _gain(times: np.ndarray) -> np.ndarray:
+    """Return what adapting gained, as a part of a trip's time, of times (N, before and after)."""
+    gained: np.ndarray = 1 - times[:, 1] / times[:, 0]
+    return gained
+
+
+def transferred(
+    own: np.ndarray, sumo: np.ndarray, where: Sequence[int], updates: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Compare gains of adapting, from times (N, before and after) in both simulators; row n is of task ``where[n]``."""
+    here, there = _gain(own), _gain(sumo)
+    by_task = [np.flatnonzero(np.array(where) == task) for task in sorted(set(where))]
+
+    def over_tasks(statistic: Callable[[np.ndarray], Any]) -> list[float]:
+        return recording.bootstrap(
+            lambda drawn: statistic(np.concatenate([by_task[task] for task in drawn])), len(by_task)
+        )
+
+    alike = np.sign(here) == np.sign(there)
+    found = {
+        "own": own.tolist(),
+        "sumo": sumo.tolist(),
+        "task": list(where),
+        "sign_agrees": float(alike.mean()),
+        "correlation": _pearson(here, there),
+        "ci95_over_tasks": {
+            "own": over_tasks(lambda rows: here[rows].mean()),
+            "sumo": over_tasks(lambda rows: there[rows].mean()),
+            "sign_agrees": over_tasks(lambda rows: alike[rows].mean()),
+            "correlation": over_tasks(lambda rows: _pearson(here[rows], there[rows])),
+        },
+    }
+    ends = found["ci95_over_tasks"]
     lines = [
-        f"Gain in the time of a trip after {updates} updates (made in the own simulator), over {len(own)} tasks and runs:",
-        f"own {here.mean():.2%}, SUMO {there.mean():.2%}; the sign agrees in {agrees:.0%}, correlation {correlation:.2f}.",
+        f"Gain in the time of a trip after {updates} updates (made in the own simulator), {len(own)} pairs of a run and one of"
+        f" {len(by_task)} tasks; 95 % intervals over tasks.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| gain in the own simulator | {here.mean():.2%} {_ends(ends['own'], '.2%')} |",
+        f"| gain in SUMO | {there.mean():.2%} {_ends(ends['sumo'], '.2%')} |",
+        f"| the sign agrees | {alike.mean():.0%} {_ends(ends['sign_agrees'], '.0%')} |",
+        f"| correlation of gains | {found['correlation']:.2f} {_ends(ends['correlation'], '.2f')} |",
+        "",
     ]
     return found, lines

@@ -1,13 +1,14 @@
 """Policies for traffic signals beside the controllers: ``python -m experiments.traffic train``.
 
-Trains (or resumes) under ``runs/ENV/`` MAML, a policy that never adapts in training (domain-randomised, with as many samples),
-and one that sees the task; adapts the first two to held-out tasks, on the grid of training and on 4x4, and judges everybody on
-the same tasks and arrivals by the mean time of a trip. Results: ``summary.json``, ``summary.md`` and learning curves under
-``experiments/results/ENV/``, beside the runs.
+Trains (or resumes) under ``runs/ENV-policies/`` MAML, a policy that never adapts in training (domain-randomised, with as many
+samples), and one that sees the task; adapts the first two to held-out tasks, on the grid of training and on 4x4, and judges
+everybody on the same tasks and arrivals by the mean time of a trip. Results: ``summary.json``, ``summary.md``, learning and
+adaptation curves and a film strip under ``experiments/results/ENV-policies/``, beside the runs (:mod:`experiments.traffic_report`).
 
     python -m experiments.traffic train env=traffic-grid              as recorded
+    python -m experiments.traffic train commands=true                 prints the trainings, to run them side by side
     python -m experiments.traffic train iterations=50 seeds=1         less of it
-    python -m experiments.traffic train train=false                   judges what is there
+    python -m experiments.traffic train train=false                   judges what is there, complete or not
     python -m experiments.traffic train tiny=true                     a minute, under runs/tiny, to see that everything works
 """
 
@@ -15,18 +16,20 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import recording
+from experiments import recording, traffic_report
 from metarl.run.arguments import parse
 from metarl.settings import setting
 
 if TYPE_CHECKING:
     from metarl.analysis.agent import Agent
     from metarl.core.params import Params
+    from metarl.envs.traffic.headroom import Actions, Player
     from metarl.families import Tasks
 
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
@@ -48,6 +51,7 @@ class Settings:
     steps: int = setting(3, "most inner updates", low=1)
     larger: int = setting(4, "rows and columns of the grid that nobody was trained on", low=1, high=20)
     train: bool = setting(True, "false judges what is there")
+    commands: bool = setting(False, "print the commands of the trainings and end")
     tiny: bool = setting(False, "a minute, under runs/tiny, to see that everything works")
 
 
@@ -58,17 +62,45 @@ def train(argv: Sequence[str]) -> int:
         settings = dataclasses.replace(settings, iterations=1, seeds=1, tasks=2, arrivals=2, steps=1, larger=3)
     runs, results = recording.folders(f"{settings.env}-policies", settings.tiny)
     members = _members(settings)
+    if settings.commands:
+        for words in recording.trainings(settings.env, runs, members):
+            print(shlex.join(["python", "-m", *words]))
+        return 0
     if settings.train:
         recording.train(settings.env, runs, members)
     labels = recording.trained(runs, members)
     summary = judge(settings, runs, labels)
+    summary["evaluation"] = shlex.join(["python", "-m", "experiments.traffic", "train", *argv])
+    summary["planned"] = {label: _iterations(words) for label, words in members.items()}
     results.mkdir(parents=True, exist_ok=True)
     recording.keep(runs, labels, results, "reward per episode")
     recording.write(results / "summary.json", summary)
-    text = "\n".join(describe(summary))
-    (results / "summary.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    _film(settings, summary, runs, results)
+    traffic_report.publish(summary, results, settings.tiny)
     return 0
+
+
+def _film(settings: Settings, summary: Mapping[str, Any], runs: pathlib.Path, results: pathlib.Path) -> None:
+    """Draw the first run of MAML, before and after adapting, on the task in which that gains it as much as in most."""
+    from experiments import traffic_pictures
+    from metarl.analysis.agent import load
+    from metarl.core.params import rows
+
+    label = next((label for label in summary["runs"] if label.startswith("maml")), None)
+    if label is None:
+        return
+    course = np.array(summary["grids"]["trained on"]["times"][label]).mean(-1)
+    gains = 1 - course[-1] / course[0]
+    task, agent = int(gains.argsort()[len(gains) // 2]), load(runs / label)
+    tasks = agent.learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
+    before, *_, after = adapted(agent, tasks, (0, _ADAPT, 1), settings.steps, summary["rates"][label])
+    names = ("before adapting", f"after {settings.steps} update{'s' * (settings.steps > 1)}")
+    stages = {name: rows(params, slice(task, task + 1)) for name, params in zip(names, (before, after), strict=True)}
+    traffic_pictures.strip(agent, stages, tasks.rows([task]), results / "film.png")
+
+
+def _iterations(words: Sequence[str]) -> int:
+    return next(int(word.partition("=")[2]) for word in words if word.startswith("iterations="))
 
 
 def _members(settings: Settings) -> dict[str, Sequence[str]]:
@@ -95,7 +127,9 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
     from metarl.run.provenance import provenance
 
     torch.set_num_threads(1)
-    rates = {label: _rates(settings, load(runs / label)) for label in labels if not label.startswith("oracle")}
+    held = min(20, settings.tasks)
+    adapting = [label for label in labels if not label.startswith("oracle")]
+    rates = {label: chosen_rates(load(runs / label), held, settings.steps) for label in adapting}
     grids = {}
     for name, sizes in (("trained on", {}), ("larger", {"rows": settings.larger, "columns": settings.larger})):
         agents = {label: load(runs / label, env_settings=sizes) for label in labels}
@@ -107,13 +141,12 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, "runs": facts, **provenance()}
 
 
-def _rates(settings: Settings, agent: Agent) -> tuple[float, ...]:
-    """Choose a run's step sizes on validation tasks of the grid of training."""
+def chosen_rates(agent: Agent, tasks: int, steps: int) -> tuple[float, ...]:
+    """Choose a run's step sizes on so many validation tasks of the grid of training."""
     from metarl.analysis import curves
 
-    held = agent.learner.domain.sample_tasks(min(20, settings.tasks), "validation", (0, _TUNE))
-    base = agent.config.run.inner_lr
-    return curves.tune_rates(agent.learner, agent.meta, held, (0, _TUNE, 1), settings.steps, base)
+    held = agent.learner.domain.sample_tasks(tasks, "validation", (0, _TUNE))
+    return curves.tune_rates(agent.learner, agent.meta, held, (0, _TUNE, 1), steps, agent.config.run.inner_lr)
 
 
 def _controllers(settings: Settings, agent: Agent, tasks: Tasks) -> dict[str, Any]:
@@ -159,19 +192,18 @@ def _course(settings: Settings, agent: Agent, rates: Sequence[float] | None, tas
     return [times(agent, params, tasks, range(settings.arrivals)).tolist() for params in stages]
 
 
-def times(agent: Agent, params: Params, tasks: Tasks, seeds: Sequence[int]) -> np.ndarray:
-    """Let the policies of M tasks, params (M, ...), play arrivals; return mean times of a trip, s, (M, arrivals)."""
+def player(agent: Agent, params: Params, tasks: Tasks, episodes: int) -> Player:
+    """Return who plays so many episodes of M tasks by the policies of params (M, ...)."""
     import torch
 
-    from metarl.envs.traffic import headroom
     from metarl.rl.domain import RLDomain
 
     domain = agent.learner.domain
     assert isinstance(domain, RLDomain)
     actor, random = domain.policy.actor(params), np.random.default_rng(0)
-    shape = (len(tasks), len(seeds))
+    shape = (len(tasks), episodes)
 
-    def begin(env: object, each: np.ndarray) -> headroom.Actions:
+    def begin(env: object, each: np.ndarray) -> Actions:
         del env, each
         noise = np.empty((*shape, domain.policy.action_size), dtype=np.float32)
 
@@ -183,81 +215,14 @@ def times(agent: Agent, params: Params, tasks: Tasks, seeds: Sequence[int]) -> n
 
         return act
 
-    return headroom.played(domain.family, tasks, seeds, begin)
+    return begin
 
 
-def describe(summary: Mapping[str, Any]) -> list[str]:
-    """Return the summary as Markdown."""
-    settings, lines = summary["settings"], []
-    for what, found in summary["grids"].items():
-        lines += [
-            f"Mean time of a trip, s, on {len(found['own']['names'])} held-out tasks of {settings['env']} on a {found['grid']} grid"
-            f" ({what}), {settings['arrivals']} episodes of each, the same for everybody; 95 % intervals over tasks.",
-            "",
-            *_table(found),
-            "",
-            *_comparisons(found),
-            "",
-        ]
-    commands = [run["command"] for run in summary["runs"].values()]
-    return [*lines, "```", *commands, "```", "", f"Commit of the evaluation: {summary['commit']}."]
+def times(agent: Agent, params: Params, tasks: Tasks, seeds: Sequence[int]) -> np.ndarray:
+    """Let the policies of M tasks, params (M, ...), play arrivals; return mean times of a trip, s, (M, arrivals)."""
+    from metarl.envs.traffic import headroom
+    from metarl.rl.domain import RLDomain
 
-
-def _kinds(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Average over arrivals and over the seeds of a kind: (updates, tasks)."""
-    kinds: dict[str, list[np.ndarray]] = {}
-    for label, times in found["times"].items():
-        kinds.setdefault(label.rsplit("-s", 1)[0], []).append(np.array(times).mean(-1))
-    return {kind: np.mean(values, axis=0) for kind, values in kinds.items()}
-
-
-def _table(found: Mapping[str, Any]) -> list[str]:
-    kinds = _kinds(found)
-    points = max(len(values) for values in kinds.values())
-    heads = ["no update", "1 update", *[f"{k} updates" for k in range(2, points)]]
-    lines = [f"| | {' | '.join(heads[:points])} |", "| --- |" + " --- |" * points]
-    rows = {name: [np.array(times).mean(-1)] for name, times in found["controllers"].items()}
-    rows[f"best common controller: {found['common']['name']}"] = [np.array(found["common"]["times"]).mean(-1)]
-    rows["each task's own best controller"] = [np.array(found["own"]["times"]).mean(-1)]
-    rows |= {kind: list(values) for kind, values in kinds.items()}
-    for name, values in rows.items():
-        cells = [_interval(value) for value in values] + [""] * (points - len(values))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def _comparisons(found: Mapping[str, Any]) -> list[str]:
-    """Say what adapting gains over the policy that never adapts, task by task, and how much of what there is to gain."""
-    kinds = _kinds(found)
-    if not {"maml", "pretrained"} <= kinds.keys():
-        return ["maml and pretrained are not both there, and so are not compared."]
-    adapted, start = kinds["maml"], kinds["pretrained"][0]
-    # the second half of the arrivals had no say in the choice of a task's own controller
-    room, common = (np.array(found[name]["times"]) for name in ("own", "common"))
-    half = room.shape[1] // 2
-    gain = 1 - room[:, half:].mean(1) / common[:, half:].mean(1)
-    lines = [f"- own over best common controller, on arrivals that had no say: {_interval(100 * gain, 2)} %"]
-    for k in range(len(adapted)):
-        gains = 100 * (1 - adapted[k] / start)
-        share = (adapted[k] < start).mean()
-        lines.append(
-            f"- maml after {k} over pretrained after 0: {_interval(gains, 2)} % of a trip's time, better on {share:.0%} of tasks"
-        )
-    if "oracle" in kinds:
-        oracle = kinds["oracle"][0]
-        for k in range(1, len(adapted)):
-            closed = recording.gap(adapted[k], start, oracle)
-            low, high = recording.bootstrap(
-                lambda rows, k=k: recording.gap(adapted[k][rows], start[rows], oracle[rows]), len(start)
-            )
-            lines.append(
-                f"- of the gap to the policy that sees the task, closed after {k}: {closed:.2f} [{low:.2f}, {high:.2f}]"
-            )
-    return lines
-
-
-def _interval(values: np.ndarray, digits: int = 1) -> str:
-    from metarl.analysis.curves import interval
-
-    low, high = interval(values)
-    return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    domain = agent.learner.domain
+    assert isinstance(domain, RLDomain)
+    return headroom.played(domain.family, tasks, seeds, player(agent, params, tasks, len(seeds)))

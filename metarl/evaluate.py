@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import metarl.run.arguments as arguments
-from metarl.families import EnvFault, FamilyError, RLSpec, Split, Tasks, make
+from metarl.families import EnvFault, FamilyError, RLSpec, Split, Tasks, lookup, make
 from metarl.run.command import guarded, say
-from metarl.settings import SettingsError, setting
+from metarl.settings import SettingsError, fields, setting
 
 if TYPE_CHECKING:
     from metarl.analysis.agent import Agent
@@ -53,6 +53,9 @@ class EvaluateSettings:
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
     seed: int = setting(0, "of tasks and rollouts", low=0)
     device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
+    backend: str | None = setting(
+        None, "simulator of everything, adapting included, of a family that has several: sumo; null: the run's own"
+    )
     video: bool = setting(False, "write an MP4 of one task before and after adapting instead")
     task: int = setting(0, "which of the tasks the video shows, from 0", low=0)
 
@@ -76,6 +79,8 @@ def _main(argv: list[str]) -> int:
     paths = [pathlib.Path(path) for path in (settings.run, *settings.compare)]
     configs = [read_config(path) for path in paths]
     runs = dict(zip(names(paths), paths, strict=True))
+    if settings.backend:
+        configs = [_in_backend(settings.backend, config) for config in configs]
     _check(settings, configs[0])
     for name, config in zip(runs, configs, strict=True):
         _refuse_other_problem(configs[0], config, name)
@@ -138,6 +143,32 @@ def _check(settings: EvaluateSettings, config: RunConfig) -> None:
         raise SettingsError(f"normalization= belongs to few-shot learning; {config.env} is reinforcement learning")
 
 
+def _in_backend(backend: str, config: RunConfig) -> RunConfig:
+    """Return a run's configuration in another simulator.
+
+    Raises:
+        SettingsError: if its family has no such one.
+    """
+    known = fields(lookup(config.env)).get("simulator")
+    if known is None:
+        raise SettingsError(
+            f"backend={backend} needs a family with several simulators (env.simulator=), as those of traffic signals are;"
+            f" {config.env} has one"
+        )
+    choices = known.metadata["choices"]
+    if backend not in choices:
+        raise SettingsError(f"backend={backend} is not one of {', '.join(choices)}")
+    return dataclasses.replace(config, env_settings={**config.env_settings, "simulator": backend})
+
+
+def _agent(settings: EvaluateSettings, path: str | pathlib.Path) -> Agent:
+    """Load a run, in the simulator in which it is to be."""
+    from metarl.analysis.agent import load
+
+    own = {"simulator": settings.backend} if settings.backend else {}
+    return load(path, settings.checkpoint, settings.device, own)
+
+
 def _refuse_other_problem(ours: RunConfig, theirs: RunConfig, name: str) -> None:
     """Refuse to put runs on different problems into one picture."""
     if ours.env != theirs.env:
@@ -170,11 +201,10 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     from tqdm import tqdm
 
     from metarl.analysis import report
-    from metarl.analysis.agent import load
     from metarl.run.directory import EVALUATION
     from metarl.run.provenance import provenance
 
-    agents = {name: load(path, settings.checkpoint, settings.device) for name, path in paths.items()}
+    agents = {name: _agent(settings, path) for name, path in paths.items()}
     agents = {name: _judged_by(name, agent, settings.normalization) for name, agent in agents.items()}
     for name, agent in agents.items():
         _refuse_rates(name, agent, settings)
@@ -306,7 +336,7 @@ def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) ->
     note: dict[str, Any] = {
         "iteration": agent.iteration,
         "adapted": True,
-        "protocol": learner.domain.protocol,
+        "protocol": settings.backend or learner.domain.protocol,
         "env": {"name": agent.config.env, **agent.config.env_settings},
     }
     if _remembers(agent.config):
@@ -334,12 +364,11 @@ def _video(settings: EvaluateSettings) -> int:
     from metarl.gym.environment import prepare_gl
 
     prepare_gl()
-    from metarl.analysis.agent import load
     from metarl.analysis.curves import with_episodes
     from metarl.analysis.report import writing
     from metarl.run.directory import EVALUATION
 
-    agent = load(settings.run, settings.checkpoint, settings.device)
+    agent = _agent(settings, settings.run)
     learner = agent.learner if settings.episodes is None else with_episodes(agent.learner, settings.episodes)
     task = _tasks(settings, agent, settings.task + 1).rows([settings.task])
     out = pathlib.Path(settings.run) / EVALUATION

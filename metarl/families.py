@@ -134,6 +134,7 @@ class RLSpec:
         oracle: whether the learner appends the task to the observation (the reference that need not adapt).
         choices: for discrete actions (see :meth:`discrete`); None where actions are continuous.
         agents: a team of equals, among whom the learner may share one policy; None where nobody is another's equal.
+        at_once: most simulations that should run at once, where each is a process; None where any number may.
     """
 
     parameters: tuple[TaskParameter, ...]
@@ -146,6 +147,7 @@ class RLSpec:
     oracle: bool = False
     choices: Choices | None = None
     agents: Agents | None = None
+    at_once: int | None = None
 
     @staticmethod
     def discrete(

@@ -12,7 +12,7 @@ import torch
 
 import metarl
 from experiments import algorithms as compared
-from experiments import bandits, memory, peak, recording, references, tabular
+from experiments import bandits, memory, peak, recording, references, tabular, traffic_report
 from metarl import evaluate, train
 from metarl.analysis.agent import Agent
 from metarl.analysis.curves import update_curve
@@ -49,7 +49,8 @@ def test_a_text_goes_between_its_marks_and_nowhere_else(tmp_path):
 @pytest.mark.parametrize(
     ("mark", "file"),
     [(bandits.MARK, recording.README), (tabular.MARK, recording.README)]
-    + [(references.mark(env), recipe.readme) for env, recipe in references.RECIPES.items()],
+    + [(references.mark(env), recipe.readme) for env, recipe in references.RECIPES.items()]
+    + [(traffic_report.mark("traffic-grid", what), recording.README) for what in ("", "agree", "transfer")],
 )
 def test_the_marks_are_there(mark, file):
     """A training of minutes or hours must not end in a refusal."""

@@ -36,6 +36,19 @@ def pressure(town: Town) -> Tensor:
     return (present - ahead).sum(0).abs().sum((0, 1))
 
 
+# Makes a simulation of grids, their conditions and seeds, and whether arrivals are random.
+Simulate = Callable[[Grid, Conditions, np.ndarray, bool], Town]
+
+
+def simulate_in(simulator: str) -> Simulate:
+    """Return who simulates: ``own`` or ``sumo``."""
+    if simulator == "own":
+        return GridSim
+    from metarl.envs.traffic.sumo_simulator import SumoSim
+
+    return SumoSim
+
+
 # What a second costs; None for vehicles in the system, weighted as the task says.
 COSTS: Mapping[str, Callable[[Town], Tensor] | None] = {"vehicles": None, "queues": waiting, "pressure": pressure}
 
@@ -53,7 +66,7 @@ class TrafficBatch:
         warmup: seconds before the first one.
         poisson: whether arrivals are random.
         cost: of a second, one of :data:`COSTS`.
-        simulate: makes a simulation from geometry, conditions, seeds and ``poisson``.
+        simulate: see :func:`simulate_in`.
     """
 
     def __init__(
@@ -64,7 +77,7 @@ class TrafficBatch:
         warmup: int,
         poisson: bool = True,
         cost: Callable[[Town], Tensor] | None = None,
-        simulate: Callable[[Grid, Conditions, np.ndarray, bool], Town] = GridSim,
+        simulate: Simulate = GridSim,
     ) -> None:
         self._default, self._grid = default, grid_of(default)
         self._horizon, self._interval, self._warmup, self._poisson = horizon, interval, warmup, poisson
@@ -90,6 +103,7 @@ class TrafficBatch:
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start an episode on every grid; return observations (B, O)."""
         values = table(tasks, self._default)
+        self._sim = None  # before the next one begins
         self._sim = self._simulate(self._grid, conditions.conditions(values, self._grid), seeds, self._poisson)
         self._detectors = conditions.detectors(values, self._grid, seeds)
         self._weight = torch.tensor(values["weight"])
@@ -115,6 +129,8 @@ class TrafficBatch:
             cost += self._present(sim) if self._cost is None else self._cost(sim)
         self._elapsed += 1
         self._seen = self._observed()
+        if self._elapsed >= self._horizon:
+            sim.finish()
         rewards = (cost / (-REWARD_SCALE * self._grid.intersections)).numpy().astype(np.float32)
         return Step(self._seen.copy(), rewards, never, over)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from metarl.envs.traffic import draws
+from metarl.envs.traffic.sumo_network import MOST
 from metarl.envs.traffic.task import TrafficTask, concerning
 from metarl.families import Agents, Choices, EnvBatch, RLSpec, Split, Tasks
 from metarl.settings import SettingsError, setting
@@ -277,16 +278,14 @@ def _spec(family: draws.Sizes, names: tuple[str, ...]) -> RLSpec:
     choices = Choices((4,) * count, masked=True)
     agents = Agents(count, concerning(names, family.rows, family.columns))
     parameters = draws.parameters(family, names)
-    return RLSpec.discrete(
+    spec = RLSpec.discrete(
         parameters, 29 * count, choices, family.horizon, float(family.interval), family.oracle, agents
     )
+    return dataclasses.replace(spec, at_once=MOST if family.simulator == "sumo" else None)
 
 
 def _batch(family: draws.Sizes, default: TrafficTask, reward: str = "vehicles") -> EnvBatch:
-    from metarl.envs.traffic.batch import COSTS, TrafficBatch  # torch, not needed to describe a family
+    from metarl.envs.traffic.batch import COSTS, TrafficBatch, simulate_in  # torch, not needed to describe a family
 
-    if family.simulator == "own":
-        return TrafficBatch(default, family.horizon, family.interval, family.warmup, cost=COSTS[reward])
-    from metarl.envs.traffic.sumo_simulator import SumoSim
-
-    return TrafficBatch(default, family.horizon, family.interval, family.warmup, cost=COSTS[reward], simulate=SumoSim)
+    simulate, cost = simulate_in(family.simulator), COSTS[reward]
+    return TrafficBatch(default, family.horizon, family.interval, family.warmup, cost=cost, simulate=simulate)

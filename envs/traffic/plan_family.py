@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from metarl.envs.traffic import draws
 from metarl.envs.traffic.network import PHASES
+from metarl.envs.traffic.sumo_network import MOST
 from metarl.families import EnvBatch, RLSpec, Split, Tasks
 from metarl.settings import SettingsError, setting
 
@@ -38,6 +39,7 @@ class TrafficPlan:
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
     oracle: bool = setting(False, "append the task to the observation")
+    simulator: str = setting("own", "own, or SUMO (extra sumo): a process a grid", choices=("own", "sumo"))
 
     recommended: ClassVar[Mapping[str, Any]] = {
         "algo": "maml-trpo",
@@ -69,11 +71,6 @@ class TrafficPlan:
         return self.warm_cycles * self.cycle
 
     @property
-    def simulator(self) -> str:
-        """Our own."""
-        return "own"
-
-    @property
     def spec(self) -> RLSpec:
         """Sizes, ranges and units."""
         return _spec(self)
@@ -85,14 +82,17 @@ class TrafficPlan:
 
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
-        from metarl.envs.traffic.plans import PlanBatch  # torch, not needed to describe a family
+        from metarl.envs.traffic.batch import simulate_in  # torch, not needed to describe a family
+        from metarl.envs.traffic.plans import PlanBatch
 
         del num_envs, threads
-        return PlanBatch(draws.default_task(self), self.horizon, self.cycle, self.warm_cycles)
+        default, simulate = draws.default_task(self), simulate_in(self.simulator)
+        return PlanBatch(default, self.horizon, self.cycle, self.warm_cycles, simulate)
 
 
 @functools.lru_cache(64)
 def _spec(family: TrafficPlan) -> RLSpec:
     size = len(PHASES) * family.rows * family.columns
     parameters = draws.parameters(family, draws.DEMAND)
-    return RLSpec(parameters, 2, size, -1.0, 1.0, family.horizon, float(family.cycle), family.oracle)
+    at_once = MOST if family.simulator == "sumo" else None
+    return RLSpec(parameters, 2, size, -1.0, 1.0, family.horizon, float(family.cycle), family.oracle, at_once=at_once)

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.envs.traffic.batch import REWARD_SCALE
+from metarl.envs.traffic.batch import REWARD_SCALE, Simulate
 from metarl.envs.traffic.conditions import conditions
 from metarl.envs.traffic.network import PHASES, Grid
 from metarl.envs.traffic.simulator import GridSim
 from metarl.envs.traffic.task import TrafficTask, grid_of, table
+from metarl.envs.traffic.town import Town
 from metarl.families import Step, Tasks
 
 # Logits of the splits at the ends of the range of an action: a phase may get e^4 times the spare green of another.
@@ -48,16 +49,19 @@ class PlanBatch:
         horizon: cycles of an episode.
         cycle: seconds of one.
         warmup: cycles before the first plan.
+        simulate: see :func:`metarl.envs.traffic.batch.simulate_in`.
     """
 
-    def __init__(self, default: TrafficTask, horizon: int, cycle: int, warmup: int) -> None:
-        self._default, self._grid = default, grid_of(default)
+    def __init__(
+        self, default: TrafficTask, horizon: int, cycle: int, warmup: int, simulate: Simulate = GridSim
+    ) -> None:
+        self._default, self._grid, self._simulate = default, grid_of(default), simulate
         self._horizon, self._cycle, self._warmup = horizon, cycle, warmup
-        self._sim: GridSim | None = None
+        self._sim: Town | None = None
         self._done = 0
 
     @property
-    def simulator(self) -> GridSim:
+    def simulator(self) -> Town:
         """The grids of this episode."""
         assert self._sim is not None, "reset comes first"
         return self._sim
@@ -65,7 +69,8 @@ class PlanBatch:
     def reset(self, tasks: Tasks, seeds: np.ndarray) -> np.ndarray:
         """Start an episode on every grid; return observations (B, 2)."""
         given = conditions(table(tasks, self._default), self._grid)
-        self._sim, self._done = GridSim(self._grid, given, seeds), 0
+        self._sim, self._done = None, 0  # before the next one begins
+        self._sim = self._simulate(self._grid, given, seeds, True)
         even = torch.zeros(len(seeds), len(PHASES) * self._grid.intersections)
         for _ in range(self._warmup):
             self._run(greens(self._grid, even, self._cycle))
@@ -80,6 +85,8 @@ class PlanBatch:
         before = self.simulator.time_spent
         self._run(greens(self._grid, torch.tensor(actions), self._cycle))
         self._done += 1
+        if self._done >= self._horizon:
+            self.simulator.finish()
         cost = (self.simulator.time_spent - before) / (REWARD_SCALE * self._grid.intersections)
         return Step(self._seen(), (-cost).numpy().astype(np.float32), never, over)
 

@@ -177,6 +177,9 @@ class GridSim:
         self.clock += 1
         self.time_spent = self.time_spent + self.vehicles
 
+    def finish(self) -> None:
+        """Do nothing: nothing runs beside."""
+
     def _arrive(self) -> None:
         """Vehicles come to the entries, to the ends of links, and to the ends of exits."""
         if self.clock % _BLOCK == 0:

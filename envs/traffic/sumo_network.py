@@ -7,6 +7,7 @@ right turns from the first, left turns from the pocket.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import pathlib
 import subprocess
@@ -19,6 +20,8 @@ from metarl.settings import SettingsError
 _GAP = 30.0
 _FORWARD = ((0, 1), (1, 0), (0, -1), (-1, 0))  # x eastwards, y northwards, by heading
 MISSING = "SUMO is not installed: pip install -c constraints.txt -e '.[sumo]'"
+# Simulations at once: each is a process of some 120 MB.
+MOST = 32
 
 Place = tuple[int, int, int]
 
@@ -59,10 +62,10 @@ def build(grid: Grid, folder: pathlib.Path) -> pathlib.Path:
     Raises:
         SettingsError: where SUMO is missing, or refuses the network.
     """
-    try:
-        import sumo
-    except ImportError as error:
-        raise SettingsError(MISSING) from error
+    if any(importlib.util.find_spec(name) is None for name in ("sumo", "libsumo")):
+        raise SettingsError(MISSING)
+    import sumo
+
     nodes, edges = _nodes_and_edges(grid)
     parts = {"nod": ("nodes", nodes), "edg": ("edges", edges), "con": ("connections", _connections(grid))}
     for suffix, (tag, lines) in parts.items():

@@ -28,8 +28,8 @@ from metarl.envs.traffic.simulator import Conditions
 from metarl.families import EnvFault
 from metarl.settings import SettingsError
 
-# Processes at once, of some 120 MB each, and the seconds after which one that says nothing is given up.
-MOST, PATIENCE = 64, 600.0
+# Seconds after which a simulation that says nothing is given up.
+PATIENCE = 600.0
 _BLOCK = 20  # seconds of arrivals that are drawn at once
 _DRIVERS = 0x5A0
 
@@ -43,7 +43,7 @@ class SumoSim:
     Args:
         grid: geometry and constants of all grids.
         conditions: of every grid, on the CPU.
-        seeds: uint32 (B,), at most 64; arrivals are those of ``GridSim`` with the same seeds.
+        seeds: uint32 (B,), at most 32; arrivals are those of ``GridSim`` with the same seeds.
         poisson: must be true: vehicles are whole.
 
     Attributes:
@@ -60,9 +60,10 @@ class SumoSim:
     def __init__(self, grid: Grid, conditions: Conditions, seeds: np.ndarray, poisson: bool = True) -> None:
         if not poisson:
             raise ValueError("vehicles are whole in SUMO: arrivals cannot be even")
-        if len(seeds) > MOST:
+        if len(seeds) > sumo_network.MOST:
             raise SettingsError(
-                f"{len(seeds)} SUMO simulations at once need as many processes; at most {MOST}: use fewer tasks or episodes"
+                f"{len(seeds)} SUMO simulations at once need as many processes; at most {sumo_network.MOST}: use fewer tasks or"
+                " episodes"
             )
         self.grid, self.conditions = grid, conditions
         self.signals, self.clock = Signals(grid, conditions.lost), 0
@@ -134,6 +135,16 @@ class SumoSim:
         self.time_spent = self.time_spent + self.vehicles
         if fault is not None:
             raise fault
+
+    def seconds(self) -> np.ndarray:
+        """Return the processor time that each process has used so far, its start included, s, (B,)."""
+        for worker in self._workers:
+            worker.send(("seconds",))
+        return np.array([float(answer or 0) for answer in self._answers()])
+
+    def finish(self) -> None:
+        """End the processes."""
+        self._end()
 
     def _arriving(self) -> Tensor:
         """Return how many vehicles come in this second, (E, B)."""

@@ -6,7 +6,11 @@ that starts one, once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
+import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -57,21 +61,25 @@ class Counts:
 
 
 def work(pipe: Connection, setup: Setup) -> None:
-    """Answer messages until the pipe closes: ``("tick", colours, routes)`` by how many have arrived, ``("count",)`` by counts."""
+    """Answer messages until the pipe closes: ``("tick", colours, routes)`` by how many have arrived, ``("count",)`` by
+    counts, ``("seconds",)`` by the processor time that the process has used.
+    """
     global _started
     if _started:
         raise RuntimeError("a process can run one SUMO simulation only")
     _started = True
-    try:
-        simulation = _Simulation(setup)
-        pipe.send(("ready", None))
-        while True:
-            kind, *given = pipe.recv()
-            pipe.send(("done", simulation.tick(*given) if kind == "tick" else simulation.count()))
-    except EOFError:
-        return
-    except Exception as error:  # libsumo raises its own kinds; the parent must learn of any
-        pipe.send(("error", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    with contextlib.suppress(OSError):  # of a pipe at whose other end nobody is any more
+        try:
+            simulation = _Simulation(setup)
+            answers: dict[str, Callable[..., object]]
+            answers = {"tick": simulation.tick, "count": simulation.count, "seconds": time.process_time}
+            pipe.send(("ready", None))
+            while True:
+                kind, *given = pipe.recv()
+                pipe.send(("done", answers[kind](*given)))
+        except Exception as error:  # libsumo raises its own kinds; the parent must learn of any
+            pipe.send(("error", f"{type(error).__name__}: {' '.join(str(error).split())}"))
 
 
 class _Simulation:

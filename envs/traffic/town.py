@@ -54,3 +54,7 @@ class Town(Protocol):
     def tick(self) -> None:
         """Let one second pass."""
         ...
+
+    def finish(self) -> None:
+        """Let go of what runs beside, when no more seconds will pass; what was asked about the last one stays known."""
+        ...

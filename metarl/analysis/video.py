@@ -87,7 +87,7 @@ def _opened(domain: RLDomain, task: Tasks) -> Renderable:
                 env.reset(task, np.zeros(1, dtype=np.uint32))
                 env.render(0, *SIZE)
                 return env
-    except gymnasium.error.DependencyNotInstalled as error:  # says its remedy itself
+    except (gymnasium.error.DependencyNotInstalled, SettingsError) as error:  # says its remedy itself
         raise SettingsError(f"video=true: {error}") from error
     except Exception as error:  # GL libraries fail in their own ways; none of them is a reason to crash
         chosen = os.environ.get("MUJOCO_GL", "")

@@ -38,7 +38,7 @@ class Aside(NamedTuple):
     """What is known of rollouts beside themselves.
 
     Attributes:
-        seconds: that an average group of simulations spent in the simulator.
+        seconds: that an average group of simulations spent in the simulator; of groups that follow each other, their sum.
         success: fraction of every task's episodes that were a success, float32 (M,); None where simulations do not judge.
     """
 
@@ -216,20 +216,25 @@ class RLDomain:
 
         The simulations are cut into groups, each driven by a thread of its own that alternates between physics and policy
         without waiting for the others. On the CPU a group has its own share of the cores; on a GPU the groups take turns,
-        so that the physics of one runs on all cores while the other's actions are computed.
+        so that the physics of one runs on all cores while the other's actions are computed. Where a family can run only so
+        many simulations at once (``spec.at_once``), the groups follow each other.
 
         Returns:
             The rollouts, and what is known beside them.
         """
         spec = self.family.spec
-        cuts, threads = groups(len(tasks), self.workers)
+        most = None if spec.at_once is None else max(1, spec.at_once // self.episodes)
+        cuts, threads = groups(len(tasks), self.workers, most)
+        beside = len(cuts) if most is None else 1
         actions, behaviour = self.policy.buffers(params, (len(tasks), spec.horizon, self.episodes))
         rollouts = Rollouts.empty(self._observation_size, actions, behaviour)
-        pool = self._pools.setdefault(len(cuts), Workers(len(cuts)))
-        done = pool.map(lambda g: self._roll(g, cuts[g], threads, params, tasks, seed, rollouts), range(len(cuts)))
+        pool = self._pools.setdefault(beside, Workers(beside))
+        done = pool.map(
+            lambda g: self._roll(g % beside, cuts[g], threads, params, tasks, seed, rollouts), range(len(cuts))
+        )
         solved = [group.solved for group in done if group.solved is not None]
         success = torch.tensor(np.concatenate(solved)).view(len(tasks), -1).float().mean(1) if solved else None
-        return rollouts, Aside(sum(group.seconds for group in done) / len(done), success)
+        return rollouts, Aside(sum(group.seconds for group in done) / beside, success)
 
     def judge(self, rollouts: Rollouts, memory: Tensor | None = None) -> Batch:
         """Turn rollouts into a batch with advantages normalised per task.

@@ -13,13 +13,17 @@ from metarl.domain import Seed
 from metarl.rl.policy import Policy
 
 
-def groups(num_tasks: int, workers: Workers) -> tuple[list[slice], int]:
+def groups(num_tasks: int, workers: Workers, most: int | None = None) -> tuple[list[slice], int]:
     """Cut M tasks into groups, and say how many physics threads each gets.
 
     On the CPU the cut minimises the slowest group's time, with policy inference at about 5 % of physics (measured) and not
-    shared between threads; on a GPU two groups take turns with all the threads.
+    shared between threads; on a GPU two groups take turns with all the threads. Where only ``most`` tasks may run at once,
+    groups of so many have all the threads, one group after the other.
     """
     threads = workers.threads
+    if most is not None:
+        starts = range(0, num_tasks, most)
+        return [slice(start, min(start + most, num_tasks)) for start in starts], threads
     if workers.device.type != "cpu":
         count, each = min(2, num_tasks), threads
     else:

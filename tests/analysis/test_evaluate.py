@@ -247,6 +247,7 @@ def test_picture_says_what_it_shows(runs, evaluated, tmp_path):
         (("run={sinusoid}", "video=true"), "video= belongs to reinforcement learning"),
         (("run={sinusoid}", "inner_lr=1e20"), "adaptation diverged; lower inner_lr"),
         (("run={maml}", "normalization=support"), "normalization= belongs to few-shot learning"),
+        (("run={maml}", "backend=sumo"), "halfcheetah-vel has one"),
         (("run={maml}", "inner_lr=1e30"), "adaptation diverged; lower inner_lr"),
     ],
 )

@@ -319,6 +319,28 @@ def test_groups_cover_every_task_once_and_use_no_more_threads_than_there_are(num
     assert each * len(cuts) <= threads
 
 
+def test_few_at_once_are_the_same_rollouts(point_mass, monkeypatch):
+    """Groups that run together where only some may, tasks that are left out, noise that depends on the group."""
+    family = point_mass()
+    whole = _collected(family)[2]
+    made, batch = [], type(family).batch
+
+    def watched(self, num_envs, threads):
+        made.append(num_envs)
+        return batch(self, num_envs, threads)
+
+    limited = dataclasses.replace(family.spec, at_once=E + 1)
+    monkeypatch.setattr(type(family), "spec", limited)
+    monkeypatch.setattr(type(family), "batch", watched)
+    _, _, parts = _collected(family, threads=2)
+    assert made == [E]  # one task at once, and the same simulations for each
+    for name in ("rewards", "mask", "final_observations"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+    ran = whole.mask.bool()
+    torch.testing.assert_close(parts.actions[ran], whole.actions[ran], rtol=1e-5, atol=1e-6)
+    assert groups(5, Workers(3), 2) == ([slice(0, 2), slice(2, 4), slice(4, 5)], 3)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_oracle_sees_the_scaled_task_beside_the_observation(point_mass, threads):
     """Each simulation its own task, in [-1, 1] over the declared range, in first and last observations alike."""

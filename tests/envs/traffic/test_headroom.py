@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import traffic
+from experiments import traffic, traffic_speed
 from metarl import families
 from metarl.envs.traffic import headroom
 from metarl.envs.traffic.network import Grid
@@ -56,12 +56,25 @@ def test_commands(tmp_path, capsys):
     assert {"command", "commit", "mean_times", "times", "versions"} <= set(record)
     threads = torch.get_num_threads()
     try:
-        assert traffic.main(["speed", "batch=2", "horizon=2", "repeats=1", "save=true"], tmp_path) == 0
+        assert traffic.main(["speed", "batch=2", "horizon=2", "repeats=1", "sumo=0", "save=true"], tmp_path) == 0
     finally:
         torch.set_num_threads(threads)
     record = json.loads((tmp_path / "traffic_speed.json").read_text())
     assert list(record["rates"]) == ["1x1", "2x2", "3x3", "4x4", "1x6"]
-    assert "3x3" in capsys.readouterr().out
+    assert record["sumo"] == {}
+    shown = capsys.readouterr().out
+    assert "3x3" in shown
+    assert "SUMO: not measured" in shown
+
+
+def test_speeds_by_hand():
+    """Ratios are of the same turn: 300/3, 600/4 and 200/4, and not of other grids."""
+    rates = {"1x1": [1.0, 1.0, 1.0], "3x3": [300.0, 600.0, 200.0]}
+    found = {"rates": rates, "sumo": {"clock": [3.0, 4.0, 4.0], "process": [6.0, 6.0, 5.0]}, "load_at_start": 0.0}
+    lines = traffic_speed.described(traffic_speed.Settings(), found)
+    assert lines[2].split(None, 1) == ["3x3", "300 (200 to 600); 2700 of intersections"]
+    assert lines[3].endswith("by the clock: 4 (3 to 4); ours is 100 (50 to 150) times")
+    assert lines[4].endswith("own time: 6 (5 to 6); ours is 50 (40 to 100) times")
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.util
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
 import sys
 import tempfile
+import types
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from experiments import traffic, traffic_sumo
-from metarl import families
+from experiments import traffic, traffic_speed, traffic_sumo
+from metarl import evaluate, families, train
+from metarl.envs.traffic import families as traffic_families
 from metarl.envs.traffic import headroom, sumo_network, sumo_simulator, sumo_worker
 from metarl.envs.traffic.controllers import FixedTime, LongestQueue
 from metarl.envs.traffic.network import Grid
@@ -152,8 +157,108 @@ def test_without_sumo_there_is_one_line(monkeypatch, scenes):
     monkeypatch.setitem(sys.modules, "sumo", None)
     with pytest.raises(SettingsError, match=r"pip install -c constraints.txt -e '.\[sumo\]'"):
         SumoSim(ONE, scenes.conditions(ONE, 1), np.zeros(1, dtype=np.uint32))
-    with pytest.raises(SettingsError, match="at most 64"):
-        SumoSim(ONE, scenes.conditions(ONE, 65), np.zeros(65, dtype=np.uint32))
+    with pytest.raises(SettingsError, match="at most 32"):
+        SumoSim(ONE, scenes.conditions(ONE, 33), np.zeros(33, dtype=np.uint32))
+
+
+def test_a_worker_whose_parent_has_gone_ends_without_a_word(monkeypatch):
+    """Tracebacks of every process, whenever an evaluation is stopped; or processes that stay for ever."""
+    monkeypatch.setattr(sumo_worker, "_started", False)
+    monkeypatch.setattr(sumo_worker, "_Simulation", lambda setup: types.SimpleNamespace(tick=None, count=None))
+    monkeypatch.setattr(sumo_worker.signal, "signal", lambda *_: None)  # of this process
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()
+    sumo_worker.work(theirs, None)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run on one intersection, trained in the own simulator."""
+    words = ["rows=1", "columns=1", "horizon=3", "warmup=20"]
+    path, threads = tmp_path / "run", torch.get_num_threads()
+    settings = ["meta_batch_size=2", "episodes_per_task=2", "iterations=1", "eval_every=0", "threads=1"]
+    assert train.main(["env=traffic-grid", *(f"env.{word}" for word in words), *settings, f"run_dir={path}"]) == 0
+    yield path
+    torch.set_num_threads(threads)
+
+
+@needs_sumo
+def test_a_run_is_evaluated_in_sumo_whatever_runs_at_once(run, monkeypatch):
+    """Scores of the own simulator under SUMO's name; numbers that depend on the waves; processes that stay."""
+    found = []
+    for most in (2, 1, None):
+        monkeypatch.setattr(traffic_families, "MOST", most)
+        traffic_families._spec.cache_clear()
+        backend = ["backend=sumo"] if most else []
+        assert evaluate.main([f"run={run}", "tasks=2", "episodes=1", "steps=1", *backend]) == 0
+        assert not multiprocessing.active_children()
+        found.append(json.loads((run / "evaluation" / "curve.json").read_text()))
+    traffic_families._spec.cache_clear()
+    there, again, here = (result["runs"]["run"]["values"] for result in found)
+    np.testing.assert_allclose(there, again, rtol=1e-5)
+    assert [result["notes"]["run"]["env"]["simulator"] for result in found] == ["sumo", "sumo", "own"]
+    assert [result["notes"]["run"]["protocol"] for result in found] == ["sumo", "sumo", ""]
+    assert found[0]["tasks"] == found[2]["tasks"]
+    # the same arrivals before anything was learned: nearly the same scores
+    np.testing.assert_allclose(there[0], here[0], rtol=0.5)
+    assert there != here
+
+
+def test_where_a_run_cannot_be_evaluated_in_sumo_there_is_one_line(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sumo", None)
+    for words, said in (
+        (["backend=sumo", "tasks=2"], f"error: {sumo_network.MISSING}"),
+        (["backend=sumo", "video=true"], f"error: video=true: {sumo_network.MISSING}"),
+        (["backend=summo"], "error: backend=summo is not one of own, sumo"),
+    ):
+        capsys.readouterr()
+        assert evaluate.main([f"run={run}", *words]) == 2
+        assert capsys.readouterr().err.splitlines() == [said]
+        assert not (run / "evaluation").exists()
+    assert evaluate.main([f"run={run}", "backend=own", "tasks=2", "steps=0"]) == 0
+
+
+@needs_sumo
+def test_speed_is_measured_beside_sumo(monkeypatch):
+    """A process's own time is no more than what the clock says, and its start is in neither."""
+    monkeypatch.setattr(traffic_speed, "GRIDS", ((1, 1),))
+    monkeypatch.setattr(traffic_speed, "BESIDE", (1, 1))
+    threads = torch.get_num_threads()
+    try:
+        settings = traffic_speed.Settings(horizon=3, batch=2, sumo=1, repeats=1)
+        found = traffic_speed.measured(settings)
+    finally:
+        torch.set_num_threads(threads)
+    (clock,), (process,) = found["sumo"].values()
+    assert 3 / 0.5 < clock < process  # a start takes longer than half a second alone
+    assert len(traffic_speed.described(settings, found)) == 4
+    assert not multiprocessing.active_children()
+
+
+@needs_sumo
+def test_an_episode_that_is_over_holds_no_process():
+    family = families.make("traffic-sensor", rows=1, columns=1, horizon=1, warmup=5, simulator="sumo")
+    env = family.batch(1, 1)
+    seen = env.reset(family.sample_tasks(1, "test", 0), np.zeros(1, dtype=np.uint32))
+    assert len(multiprocessing.active_children()) == 1
+    env.step(seen[:, -4:].argmax(1, keepdims=True))
+    assert not multiprocessing.active_children()
+    assert env.render(0, 60, 60).shape == (60, 60, 3)  # of the last second, as it was
+
+
+@needs_sumo
+def test_plans_run_in_sumo_too():
+    """As many vehicles demanded; time of the same size; everything ends with the episode."""
+    spent = []
+    for simulator in ("own", "sumo"):
+        family = families.make("traffic-plan", rows=1, columns=1, horizon=2, warm_cycles=1, simulator=simulator)
+        env = family.batch(1, 1)
+        env.reset(family.sample_tasks(1, "test", 0), np.array([3], dtype=np.uint32))
+        rewards = [env.step(np.zeros((1, 4), dtype=np.float32)).rewards for _ in range(2)]
+        spent.append((float(env.simulator.demanded[0]), float(np.sum(rewards))))
+    assert not multiprocessing.active_children()
+    assert spent[0][0] == spent[1][0]
+    assert spent[1][1] == pytest.approx(spent[0][1], rel=0.5)
 
 
 def test_agreement_by_hand():
@@ -167,8 +272,28 @@ def test_agreement_by_hand():
     assert traffic_sumo.agreement(np.ones((2, 2, 3)), ["a", "b", "c"])[0]["spearman"] == [0.0, 0.0]
     assert found["bias_seconds"] == pytest.approx(-20.0)
     assert "| b | 20.0 | 40.0 | -50% |" in lines
-    found, _ = traffic_sumo.transferred(np.array([[100.0, 90], [100, 105]]), np.array([[200.0, 190], [200, 190]]), 3)
+    assert any(line.endswith("median 0.00 [-1.00, 1.00], least -1.00") for line in lines)
+    # drawn by tasks: both of the one, both of the other, or one of each
+    assert found["ci95_over_tasks"]["best_is_one_of_two"] == [0.0, 1.0]
+
+
+def test_transfer_by_hand():
+    """Two tasks, two runs: on task 0 the signs agree, on task 1 they do not; rows of a task are drawn together."""
+    own = np.array([[100.0, 90], [100, 105], [100, 80], [100, 110]])
+    sumo = np.array([[200.0, 190], [200, 190], [200, 180], [200, 180]])
+    found, lines = traffic_sumo.transferred(own, sumo, [0, 1, 0, 1], 3)
     assert found["sign_agrees"] == 0.5
+    assert found["ci95_over_tasks"]["sign_agrees"] == [0.0, 1.0]
+    assert found["ci95_over_tasks"]["own"] == pytest.approx([-0.075, 0.15])
+    assert found["correlation"] == pytest.approx(np.corrcoef([0.1, -0.05, 0.2, -0.1], [0.05, 0.05, 0.1, 0.1])[0, 1])
+    assert "| gain in SUMO | 7.50% [7.50%, 7.50%] |" in lines
+    assert "4 pairs of a run and one of 2 tasks" in lines[0]
+
+
+def test_spearman_is_scipys():
+    """With ties, where ranks are shared."""
+    a, b = np.array([1.0, 2.0, 2.0, 5.0, 3.0]), np.array([2.0, 1.0, 3.0, 3.0, 9.0])
+    assert traffic_sumo._spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
 
 
 def test_results_are_kept_and_faults_left_out(tmp_path, capsys):
@@ -207,7 +332,9 @@ def test_the_command_in_miniature(tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     summary = json.loads((tmp_path / "runs/tiny/traffic-grid-agree/results/summary.json").read_text())
     assert np.shape(summary["sumo"]) == (2, 2)
-    assert families.make("traffic-grid", simulator="sumo").spec == families.make("traffic-grid").spec
+    assert (tmp_path / "runs/tiny/traffic-grid-agree/results/both.png").stat().st_size > 5000
+    spec = families.make("traffic-grid", simulator="sumo").spec
+    assert dataclasses.replace(spec, at_once=None) == families.make("traffic-grid").spec
 
 
 def _fixed(grid) -> headroom.Maker:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+import shlex
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import metarl
-from experiments import traffic, traffic_pictures, traffic_training
+from experiments import recording, traffic, traffic_pictures, traffic_report
 from metarl import families, train
 from metarl.envs.traffic import headroom, picture
 from metarl.envs.traffic.network import Grid
+from metarl.run import arguments
 from metarl.settings import SettingsError
 
 
@@ -37,16 +42,31 @@ def test_train_judge_and_table_in_miniature(tmp_path, monkeypatch):
         assert shapes == {"maml-s0": (2, 2, 2), "pretrained-s0": (2, 2, 2), "oracle-s0": (1, 2, 2)}
         assert np.min(list(found["controllers"].values())) > 1.0
     text = (results / "summary.md").read_text()
-    for word in ("max-pressure", "Webster", "own best controller", "maml after 1 over pretrained after 0", "oracle"):
+    words = (
+        "max-pressure",
+        "Webster",
+        "own best controller",
+        "maml after 1 over pretrained after 0",
+        "oracle",
+        "| maml-s0 | 1 |",
+    )
+    for word in (*words, "$ python -m"[2:], "Hardware: ", "experiments.traffic train tiny=true"):
         assert word in text
+    assert {"curve.png", "learning.png", "film.png"} <= {path.name for path in results.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "traffic-grid-policies" / "oracle-s0")
+    assert traffic.main(["train", "tiny=true", "train=false"]) == 0
+    text = (results / "summary.md").read_text()
+    assert "Not run yet, and so not shown: oracle-s0." in text
+    assert "policy that sees the task" not in text
     with pytest.raises(SettingsError, match=r"Unknown setting 'env\.row'"):
         metarl.load(results / "maml-s0", env_settings={"row": 3})
 
 
-def test_figures_by_hand():
-    """Two tasks, two arrivals. maml 80 and 90 after 1, pretrained 100 and 90, oracle 70: gains 20 % and 0 %, gap 10 of 25."""
+def _found():
+    """Two tasks, two arrivals, two seeds of MAML, one of the policy that never adapts, one that sees the task."""
     flat = [[100.0, 100.0], [90.0, 90.0]]
-    found = {
+    return {
         "grid": "2x2",
         "controllers": {"random": flat},
         "common": {"name": "a", "times": [[50.0, 100.0], [50.0, 80.0]]},
@@ -58,14 +78,112 @@ def test_figures_by_hand():
             "oracle-s0": [[[70.0, 70.0], [70.0, 70.0]]],
         },
     }
-    lines = "\n".join(traffic_training._comparisons(found))
-    assert "maml after 1 over pretrained after 0: 10.00 [" in lines  # mean of 1 - 80/100 and 1 - 90/90
-    assert "better on 50% of tasks" in lines
+
+
+def test_figures_by_hand():
+    """maml 80 and 90 after 1, pretrained 100 and 90, oracle 70: gains 20 % and 0 %, gap 10 of 25."""
+    lines = "\n".join(traffic_report._comparisons(_found()))
+    # seeds by tasks: 25 %, 5.56 %; 15 %, -5.56 %
+    assert "maml after 1 over pretrained after 0: 10.00 [" in lines
+    assert "better on 50% of tasks (each seed: 15.3, 4.7)" in lines
     assert "closed after 1: 0.40 [" in lines  # (95 - 85) / (95 - 70)
+    assert "(each seed: 0.60, 0.20)" in lines  # (95 - 80) / 25, (95 - 90) / 25
     assert "own over best common controller, on arrivals that had no say: 5.00 [" in lines  # 1 - 90/100, 1 - 80/80
-    table = traffic_training._table(found)
+    # of the second arrivals alone: from 95 to 90 of the way to 85; each seed 85 and 95
+    assert "of the gap to each task's own best controller, closed after 1: 0.50 [" in lines
+    assert "(each seed: 1.00, 0.00)" in lines
+    table = traffic_report._table(_found())
     assert table[0] == "| | no update | 1 update |"
-    assert any(line.startswith("| maml | 95.0 [") and "| 85.0 [" in line for line in table)
+    assert any(line.startswith("| **maml** (MAML) | 95.0 [") and "| 85.0 [" in line for line in table)
+    assert any(line.startswith("| maml-s1 | 95.0 [") and "| 90.0 [" in line for line in table)
+
+
+def test_an_oracle_that_is_worse_leaves_no_gap():
+    """A fraction of nothing, or of a negative gap, which would look like a success."""
+    found = _found()
+    found["times"]["oracle-s0"] = [[[96.0, 96.0], [94.0, 94.0]]]
+    lines = traffic_report._comparisons(found)
+    (line,) = [line for line in lines if "policy that sees the task" in line]
+    assert line.endswith("it gains nothing, so that there is no gap to close")
+
+
+def test_seeds_are_compared_with_their_like():
+    """Pairs of the same seeds, in their order; where seeds differ, everybody with the mean."""
+    one, two = np.full((1, 2, 2), 1.0), np.full((1, 2, 2), 2.0)
+    adapted, start = traffic_report._paired({"0": one, "1": two}, {"1": two, "0": one})
+    assert (adapted[:, 0] == start).all()
+    _, start = traffic_report._paired({"0": one, "2": two}, {"0": one, "1": two})
+    assert (start == 1.5).all()
+
+
+def test_what_is_not_there_is_said():
+    """A result of less than was planned that looks like all of it."""
+    run = {"iterations": 90, "env_steps": 9e6, "hours": 0.5}
+    summary = {
+        "runs": {"maml-s0": run, "oracle-s0": run | {"iterations": 300, "env_steps": 1.5e7}},
+        "rates": {"maml-s0": [0.1, 0.025]},
+        "planned": {"maml-s0": 150, "maml-s1": 150, "oracle-s0": 300},
+    }
+    lines = traffic_report._made(summary)
+    assert "| maml-s0 | 90 of 150 | 9.00 M | 0.50 | 0.1, 0.025 |" in lines
+    assert "| oracle-s0 | 300 | 15.00 M | 0.50 | not adapted |" in lines
+    assert "Not run yet, and so not shown: maml-s1." in lines
+    assert any("as many samples" in line for line in lines)
+
+
+def test_commands_train_what_is_judged(capsys):
+    """Lanes that train under another name or with other settings than the evaluation looks for."""
+    assert traffic.main(["train", "commands=true", "seeds=2", "iterations=7"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 5
+    assert commands[1] == (
+        "python -m metarl.train env=traffic-grid seed=1 threads=1 iterations=7"
+        " run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
+    )
+    assert "inner_steps=0 env.oracle=true iterations=14" in commands[-1]
+    for command in commands:
+        arguments.check(shlex.split(command)[3:])
+
+
+def test_a_table_goes_where_there_is_a_place_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recording, "README", tmp_path / "README.md")
+    recording.README.write_text("a <!-- x agree -->\n<!-- x agree --> b")
+    traffic_report.insert("x", "agree", "table")
+    assert recording.README.read_text() == "a <!-- x agree -->\n\ntable\n<!-- x agree --> b"
+    traffic_report.insert("x", "", "other")
+    assert "has no two marks <!-- x -->" in capsys.readouterr().out
+    assert "other" not in recording.README.read_text()
+
+
+def test_a_film_strip_of_a_run(tmp_path, capsys):
+    """The command, as many pictures as were asked for; runs that have none are refused in one line."""
+    path, threads = tmp_path / "run", torch.get_num_threads()
+    words = [
+        "env=traffic-grid",
+        "env.horizon=4",
+        "env.warmup=20",
+        "env.rows=1",
+        "meta_batch_size=2",
+        "episodes_per_task=2",
+    ]
+    try:
+        assert train.main([*words, "iterations=1", "eval_every=0", "threads=1", f"run_dir={path}"]) == 0
+        drawn, draw = [], picture.draw
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(picture, "draw", lambda sim, *rest: (drawn.append(sim.clock), draw(sim, *rest)))
+            assert traffic.main(["film", f"run={path}", "task=1", "moments=3", "updates=1"]) == 0
+        assert drawn == [20, 40, 50, 20, 40, 50]  # decisions 0, 2 and 3 of four, each 10 s after the warm-up
+        with Image.open(path / "evaluation" / "film_task1.png") as image:
+            assert image.size[0] > 500
+        shown = capsys.readouterr().out
+        assert re.search(r"before adapting: [\d.]+ s a trip\nafter 1 update: [\d.]+ s a trip", shown)
+        bandit = tmp_path / "bandit"
+        assert train.main(["env=bandit-bernoulli", "iterations=1", "meta_batch_size=2", f"run_dir={bandit}"]) == 0
+        assert traffic.main(["film", f"run={bandit}"]) == 2
+        assert "needs a policy for traffic signals" in capsys.readouterr().err
+        assert traffic.main(["film"]) == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_webster_knows_demand_and_not_the_roads():

@@ -1,0 +1,227 @@
+"""Tables and pictures of policies for traffic signals beside the controllers, made from their summary alone.
+
+Times are mean times of a trip, s. Kinds of runs: ``maml``; ``pretrained``, which never adapted in training and had as many samples;
+``oracle``, which sees the task. Shapes: S seeds, K updates, M tasks, A arrivals (episodes).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import recording
+
+_KINDS = {
+    "maml": "MAML",
+    "pretrained": "domain-randomised, as many samples",
+    "oracle": "sees the task",
+}
+
+
+def mark(env: str, what: str = "") -> str:
+    """Return what stands before and behind a table in the page of experiments."""
+    return f"<!-- {' '.join(filter(None, (env, what)))} -->"
+
+
+def insert(env: str, what: str, text: str) -> None:
+    """Put a table into the page of experiments, where it has a place for it."""
+    if recording.README.exists() and recording.README.read_text(encoding="utf-8").count(mark(env, what)) == 2:
+        recording.insert(recording.README, mark(env, what), text)
+    else:
+        print(f"{recording.README} has no two marks {mark(env, what)}: the table is not put there")
+
+
+def publish(summary: Mapping[str, Any], results: pathlib.Path, tiny: bool) -> None:
+    """Write ``summary.md`` and ``curve.png``, print the table, and put it into the page of experiments."""
+    text = report(summary)
+    (results / "summary.md").write_text(text, encoding="utf-8")
+    draw(summary, results / "curve.png")
+    print(text)
+    if not tiny:
+        shown = recording.pictures(results, recording.README)
+        if (results / "film.png").exists():
+            shown += (
+                f"\n![one grid before and after adapting]({results.relative_to(recording.README.parent)}/film.png)\n"
+            )
+        insert(summary["settings"]["env"], "", f"{shown}\n{text}")
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """Return the summary in Markdown."""
+    settings, lines = summary["settings"], list[str]()
+    for what, found in summary["grids"].items():
+        lines += [
+            f"Mean time of a trip, s, on {len(found['own']['names'])} held-out tasks of {settings['env']} on a {found['grid']} grid"
+            f" ({what}), {settings['arrivals']} episodes of each, the same for everybody; 95 % intervals over tasks. Adaptation"
+            " rates: chosen on validation tasks of the grid of training.",
+            "",
+            *_table(found),
+            "",
+            *_comparisons(found),
+            "",
+        ]
+    return "\n".join([*lines, *_made(summary), *recording.origin(summary)])
+
+
+def _made(summary: Mapping[str, Any]) -> list[str]:
+    """Say what runs there were, and what was planned and is not there."""
+    lines = ["| run | iterations | env steps | hours | adaptation rates |", "| --- | --- | --- | --- | --- |"]
+    for label, run in summary["runs"].items():
+        planned, rates = summary["planned"][label], summary["rates"].get(label, [])
+        made = f"{run['iterations']}" if run["iterations"] >= planned else f"{run['iterations']} of {planned}"
+        shown = ", ".join(f"{rate:.3g}" for rate in rates) or "not adapted"
+        lines.append(f"| {label} | {made} | {run['env_steps'] / 1e6:.2f} M | {run['hours']:.2f} | {shown} |")
+    missing = [label for label in summary["planned"] if label not in summary["runs"]]
+    if missing:
+        lines += ["", f"Not run yet, and so not shown: {', '.join(missing)}."]
+    steps = [run["env_steps"] for run in summary["runs"].values()]
+    if max(steps) > 1.02 * min(steps):
+        lines += ["", "The runs have not all had as many samples: what compares them is not the last word."]
+    return lines
+
+
+def kinds(found: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the times (K + 1, M, A) of every run by its kind and its seed."""
+    several: dict[str, dict[str, np.ndarray]] = {}
+    for label, times in found["times"].items():
+        kind, _, seed = label.rpartition("-s")
+        several.setdefault(kind, {})[seed] = np.array(times)
+    return several
+
+
+def _table(found: Mapping[str, Any]) -> list[str]:
+    several = kinds(found)
+    points = max(len(times) for runs in several.values() for times in runs.values())
+    heads = ["no update", "1 update", *[f"{k} updates" for k in range(2, points)]]
+    lines = [f"| | {' | '.join(heads[:points])} |", "| --- |" + " --- |" * points]
+    rows = {name: np.array(times)[None] for name, times in found["controllers"].items()}
+    rows[f"best common controller: {found['common']['name']}"] = np.array(found["common"]["times"])[None]
+    rows["each task's own best controller"] = np.array(found["own"]["times"])[None]
+    for kind, runs in several.items():
+        rows[f"**{kind}** ({_KINDS.get(kind, kind)})"] = np.mean(list(runs.values()), axis=0)
+        if len(runs) > 1:
+            rows |= {f"{kind}-s{seed}": times for seed, times in runs.items()}
+    for name, times in rows.items():
+        cells = [_interval(each) for each in times.mean(-1)] + [""] * (points - len(times))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _comparisons(found: Mapping[str, Any]) -> list[str]:
+    """Say what adapting gains over the policy that never adapts, task by task, and how much of what there is to gain."""
+    several = kinds(found)
+    # the second half of the arrivals had no say in the choice of a task's own controller
+    own, common = (np.array(found[name]["times"]) for name in ("own", "common"))
+    half = own.shape[1] // 2
+    room = _estimate((1 - own[:, half:].mean(1) / common[:, half:].mean(1))[None])
+    lines = [f"- own over best common controller, on arrivals that had no say: {room} %"]
+    if not {"maml", "pretrained"} <= several.keys():
+        return [*lines, "- maml and pretrained are not both there, and so are not compared."]
+    adapted, start = _paired(several["maml"], several["pretrained"])  # (S, K + 1, M, A), (S, M, A)
+    before = start.mean(-1)
+    for k in range(adapted.shape[1]):
+        after = adapted[:, k].mean(-1)
+        share = (after.mean(0) < before.mean(0)).mean()
+        lines.append(
+            f"- maml after {k} over pretrained after 0: {_estimate(1 - after / before)} % of a trip's time, better on"
+            f" {share:.0%} of tasks{_each([100 * (1 - a / b).mean() for a, b in zip(after, before, strict=True)], 1)}"
+        )
+    for k in range(1, adapted.shape[1]):
+        gains = 1 - adapted[:, k].mean(-1) / adapted[:, 0].mean(-1)
+        lines.append(f"- maml after {k} over itself before: {_estimate(gains)} %{_each(100 * gains.mean(1), 1)}")
+    if "oracle" in several:
+        end = np.mean(list(several["oracle"].values()), axis=0)[0]
+        lines += _closed("the policy that sees the task", adapted, start, end)
+    return lines + _closed("each task's own best controller", adapted[..., half:], start[..., half:], own[:, half:])
+
+
+def _paired(adapted: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Put seeds together where both kinds have the same; otherwise compare with the mean of the others'."""
+    first = {seed: times[0] for seed, times in start.items()}
+    mean = np.mean(list(first.values()), axis=0)
+    same = adapted.keys() == first.keys()
+    return np.stack(list(adapted.values())), np.stack([first[seed] if same else mean for seed in adapted])
+
+
+def _closed(what: str, adapted: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[str]:
+    r"""Say which part of the gap is closed, $(start - adapted_k) / (start - end)$ of means.
+
+    Args:
+        what: whose times are the end.
+        adapted: (S, K + 1, M, A).
+        start: (S, M, A).
+        end: (M, A).
+    """
+    times, before, last = adapted.mean(-1), start.mean(-1), end.mean(-1)
+    mean = before.mean(0)
+    lines = [f"- {what} over pretrained after 0: {_estimate((1 - last / mean)[None])} %"]
+    if last.mean() >= mean.mean():
+        return [f"{lines[0]}; it gains nothing, so that there is no gap to close"]
+    for k in range(1, times.shape[1]):
+        after = times[:, k].mean(0)
+        low, high = recording.bootstrap(
+            lambda rows, after=after: recording.gap(after[rows], mean[rows], last[rows]), len(last)
+        )
+        each = [recording.gap(one, other, last) for one, other in zip(times[:, k], before, strict=True)]
+        lines.append(
+            f"- of the gap to {what}, closed after {k}: {recording.gap(after, mean, last):.2f} [{low:.2f}, {high:.2f}]"
+            f"{_each(each, 2)}"
+        )
+    return lines
+
+
+def _each(values: Sequence[float] | np.ndarray, digits: int) -> str:
+    """List the values of several seeds."""
+    return f" (each seed: {', '.join(f'{value + 0.0:.{digits}f}' for value in values)})" if len(values) > 1 else ""
+
+
+def _estimate(gains: np.ndarray) -> str:
+    """Return the mean of gains (S, M) in percent, with its interval over seeds and tasks."""
+    from metarl.analysis import statistics
+
+    found = statistics.estimate(100 * gains, statistics.mean)
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _interval(values: np.ndarray) -> str:
+    from metarl.analysis.curves import interval
+
+    low, high = interval(values)
+    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+
+
+def draw(summary: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw the time of a trip against updates, one panel a grid: means of seeds with intervals over tasks, and levels."""
+    from matplotlib.figure import Figure
+
+    from metarl.analysis.curves import interval
+
+    grids = summary["grids"]
+    figure = Figure(figsize=(5.4 * len(grids), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(grids), squeeze=False)[0]
+    for axes, (what, found) in zip(panels, grids.items(), strict=True):
+        several = kinds(found)
+        for index, (kind, runs) in enumerate(several.items()):
+            mean = np.mean(list(runs.values()), axis=0).mean(-1)  # (K + 1, M)
+            colour = f"C{index}"
+            if len(mean) == 1:
+                axes.axhline(mean.mean(), color=colour, linestyle="--", label=f"{kind} ({_KINDS.get(kind, kind)})")
+                continue
+            below, above = np.abs(interval(mean).T - mean.mean(1))
+            at = np.arange(len(mean)) + 0.04 * index
+            axes.errorbar(at, mean.mean(1), [below, above], color=colour, marker="o", ms=4, capsize=3, label=kind)
+            for times in runs.values():
+                axes.plot(at, times.mean((1, 2)), color=colour, linewidth=0.6, alpha=0.6)
+        for name, style in (("common", ":"), ("own", "-.")):
+            label = {"common": "best common controller", "own": "each task's own best controller"}[name]
+            axes.axhline(np.mean(found[name]["times"]), color="black", linestyle=style, linewidth=1, label=label)
+        axes.set_title(f"{found['grid']} ({what}), {len(found['own']['names'])} tasks", fontsize=10)
+        axes.set_xlabel("inner updates")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("mean time of a trip, s (thin lines: seeds)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=130)
