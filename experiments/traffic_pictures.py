@@ -199,6 +199,11 @@ def strip(
         first.text(-0.08, 0.5, name, transform=first.transAxes, rotation=90, ha="center", va="center", fontsize=10)
         times = np.arange(len(history.vehicles)) * spec.control_step
         below.plot(times, history.vehicles, label=f"{name}: {spent[name]:.0f} s a trip")
+    figure.suptitle(
+        "roads: the redder the fuller; bars: queues to the left (blue), straight on (black), to the right (violet); dots: lights;"
+        " numbers: vehicles that wait to enter",
+        fontsize=8,
+    )
     below.set_xlabel("time since the first decision, s")
     below.set_ylabel("vehicles in the system")
     below.legend()

@@ -45,7 +45,9 @@ def draw(sim: Town, index: int, axes: Any) -> None:
         if waiting[h, r, c] >= 0.5:
             spot = start - 0.1 * _FORWARD[h]
             axes.text(*spot, f"{waiting[h, r, c]:.0f}", ha="center", va="center", fontsize=7)
-    axes.set_title(f"{sim.clock} s, {float(sim.vehicles[index]):.0f} vehicles", fontsize=8)
+    axes.set_title(
+        f"{sim.clock} s, {float(sim.vehicles[index]):.0f} vehicles", fontsize=8, y=-0.06
+    )  # videos write above
 
 
 def _bars(axes: Any, grid: Grid, queues: np.ndarray, stop: np.ndarray, heading: int) -> None:
@@ -70,7 +72,7 @@ def image(sim: Town, index: int, width: int, height: int) -> np.ndarray:
 
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     canvas: Any = FigureCanvasAgg(figure)
-    draw(sim, index, figure.add_axes((0.02, 0.02, 0.96, 0.9)))
+    draw(sim, index, figure.add_axes((0.02, 0.08, 0.96, 0.9)))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

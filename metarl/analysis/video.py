@@ -113,7 +113,7 @@ def _episode(
             action = domain.policy.mode(domain.policy.distribution(params, seen))[0].cpu().numpy()
         observation, reward, terminated, truncated = env.step(action)
         total += float(reward[0])
-        frames.append(_captioned(env.render(0, *SIZE), f"{title}   task: {named}   return {total:.0f}"))
+        frames.append(_captioned(env.render(0, *SIZE), f"{title}   return {total:.0f}   task: {named}"))
         if terminated[0] or truncated[0]:
             break
     return frames, total

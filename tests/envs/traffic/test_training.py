@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -105,6 +106,18 @@ def test_an_oracle_that_is_worse_leaves_no_gap():
     lines = traffic_report._comparisons(found)
     (line,) = [line for line in lines if "policy that sees the task" in line]
     assert line.endswith("it gains nothing, so that there is no gap to close")
+
+
+def test_a_curve_is_drawn_task_by_task(tmp_path, monkeypatch):
+    """Of maml after 1, means 75 and 85, and 85 and 95, where the common controller takes 75 and 65."""
+    drawn = []
+    errorbar = Axes.errorbar
+    monkeypatch.setattr(
+        Axes, "errorbar", lambda self, x, y, *a, **k: (drawn.append(y), errorbar(self, x, y, *a, **k))[1]
+    )
+    traffic_report.draw({"grids": {"trained on": _found()}}, tmp_path / "curve.png")
+    assert drawn[0][1] == pytest.approx(100 * np.mean([1 - 80 / 75, 1 - 90 / 65]))
+    assert (tmp_path / "curve.png").stat().st_size > 5000
 
 
 def test_seeds_are_compared_with_their_like():
