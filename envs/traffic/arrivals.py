@@ -84,6 +84,21 @@ def swell(time: Tensor, height: Tensor, middle: Tensor, width: Tensor) -> Tensor
     return 1.0 + height * decay(0.5 * away * away)
 
 
+def course(seconds: Tensor, peak: Tensor, tide: Tensor, turn: Tensor) -> Tensor:
+    r"""Return the demand in some seconds relative to the base, $s(t)\, (1 + T_e (1 - 2 \min(t / t_T, 1)))$, (seconds, E, B).
+
+    With the peak's factor s (:func:`swell`); on average over $t_T$ the tide changes nothing.
+
+    Args:
+        seconds: t, (seconds,).
+        peak: height, middle and width, (3, B).
+        tide: T, (E, B).
+        turn: $t_T$, s, (B,).
+    """
+    ebb = 1.0 - 2.0 * (seconds[:, None] / turn).clamp(max=1.0)
+    return swell(seconds[:, None], *peak)[:, None] * (1.0 + tide * ebb[:, None])
+
+
 def drawn(keys: Tensor, mean: Tensor, start: int) -> Tensor:
     """Return how many vehicles arrive, float64 (seconds, E, B).
 

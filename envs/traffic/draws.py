@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,8 +21,8 @@ OBJECTIVE = ("weight",)
 # and no entry's demand exceeds this in its peak (a link carries 3812 veh/h).
 _MOST_LOAD, _MOST_DEMAND = 0.95, 3600.0
 
-# Factors of the heavy band's demand.
-_HEAVY = (1.2, 1.4)
+# Factors of the heavy band's demand, and the tide of the tidal one.
+_HEAVY, _TIDE = (1.2, 1.4), 0.6
 
 # Weights of headings before they are divided by their mean.
 _LEAST, _MOST = 0.1, 10.0
@@ -67,9 +67,10 @@ class Sizes(Protocol):
         ...
 
 
-def default_task(family: Sizes, demand: float = 500.0) -> TrafficTask:
-    """Return what a family's tasks have in common."""
-    return TrafficTask(rows=family.rows, columns=family.columns, demand=(demand,))
+def default_task(family: Sizes, demand: float = 500.0, band: str = "usual") -> TrafficTask:
+    """Return what a family's tasks have in common; in the tidal band demand turns in the course of the episode."""
+    tide, turn = (_TIDE, max(1.0, seconds_of(family))) if band == "tidal" else (0.0, 3600.0)
+    return TrafficTask(rows=family.rows, columns=family.columns, demand=(demand,), tide=tide, tide_turn=turn)
 
 
 def seconds_of(family: Sizes) -> float:
@@ -175,13 +176,22 @@ def objective(draws: Draws) -> dict[str, np.ndarray]:
     return {"weight": sides / sides.mean(axis=0)}
 
 
-def growth(draws: Draws, band: str) -> np.ndarray | None:
-    """Draw by how much the demand of a band exceeds the usual, (1, M), after everything else; None for the usual one."""
-    return None if band == "usual" else draws.uniform(*_HEAVY)
+class Growth(NamedTuple):
+    """By how much demand exceeds the usual, (1, M), and how much an entry's may be in its peak, veh/h."""
+
+    factor: np.ndarray
+    most: float
+
+
+def growth(draws: Draws, band: str) -> Growth | None:
+    """Draw by how much the demand of a band exceeds the usual, after everything else; None for the usual one."""
+    if band == "tidal":  # as much on the whole
+        return Growth(np.ones((1, len(draws.unit))), _MOST_DEMAND / (1.0 + _TIDE))
+    return Growth(draws.uniform(*_HEAVY), _MOST_DEMAND) if band == "heavy" else None
 
 
 def tasks_of(
-    family: Sizes, parts: Sequence[Mapping[str, np.ndarray]], limited: bool, grown: np.ndarray | None = None
+    family: Sizes, parts: Sequence[Mapping[str, np.ndarray]], limited: bool, grown: Growth | None = None
 ) -> Tasks:
     """Put columns together; ``limited`` scales demand down to what the roads can carry, ``grown`` up after that."""
     numbers = {name: value for part in parts for name, value in part.items()}
@@ -198,6 +208,6 @@ def tasks_of(
         load = loads(table(rows, default_task(family)), grid_of(default_task(family))) * mean
         numbers["demand"] = numbers["demand"] * np.minimum(1.0, _MOST_LOAD / np.maximum(load, 1e-9))
     if grown is not None:
-        most = _MOST_DEMAND / (numbers["demand"].max(axis=0).clip(1e-9) * (1.0 + numbers["peak_height"][0]))
-        numbers["demand"] = numbers["demand"] * np.minimum(grown, most)
+        most = grown.most / (numbers["demand"].max(axis=0).clip(1e-9) * (1.0 + numbers["peak_height"][0]))
+        numbers["demand"] = numbers["demand"] * np.minimum(grown.factor, most)
     return Tasks(names, np.concatenate(list(numbers.values())).T)

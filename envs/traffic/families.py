@@ -61,7 +61,11 @@ class TrafficGrid:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
-    band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
+    band: str = setting(
+        "usual",
+        "usual; heavy: 1.2 to 1.4 times its demand; tidal: demand turns from eastwards to westwards",
+        choices=("usual", "heavy", "tidal"),
+    )
     oracle: bool = setting(False, "append the task to the observation")
     reward: str = setting(
         "vehicles",
@@ -91,7 +95,7 @@ class TrafficGrid:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self), self.reward)
+        return _batch(self, draws.default_task(self, band=self.band), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,11 @@ class TrafficDemand:
     warmup: int = setting(120, "seconds of a fixed plan before the first decision", low=0, high=3600)
     demand_low: float = setting(250.0, "smallest base demand of an entry before the factor of its side, veh/h", low=0)
     demand_high: float = setting(1000.0, "largest base demand likewise, veh/h", above=0, high=3600)
-    band: str = setting("usual", "usual, or heavy: 1.2 to 1.4 times its demand", choices=("usual", "heavy"))
+    band: str = setting(
+        "usual",
+        "usual; heavy: 1.2 to 1.4 times its demand; tidal: demand turns from eastwards to westwards",
+        choices=("usual", "heavy", "tidal"),
+    )
     oracle: bool = setting(False, "append the task to the observation")
     reward: str = setting(
         "vehicles",
@@ -144,7 +152,7 @@ class TrafficDemand:
     def batch(self, num_envs: int, threads: int) -> EnvBatch:
         """Make simulations; they need no threads."""
         del num_envs, threads
-        return _batch(self, draws.default_task(self), self.reward)
+        return _batch(self, draws.default_task(self, band=self.band), self.reward)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,8 +150,9 @@ class SumoSim:
         """Return how many vehicles come in this second, (E, B)."""
         if self.clock % _BLOCK == 0:
             seconds = torch.arange(self.clock, self.clock + _BLOCK, dtype=torch.float64)
-            factor = arrivals.swell(seconds[:, None], *self.conditions.peak)
-            self._drawn = arrivals.drawn(self._keys, self.conditions.demand * factor[:, None], self.clock)
+            given = self.conditions
+            mean = given.demand * arrivals.course(seconds, given.peak, given.tide, given.turn)
+            self._drawn = arrivals.drawn(self._keys, mean, self.clock)
         return self._drawn[self.clock % _BLOCK]
 
     def _colours(self) -> np.ndarray:

@@ -32,6 +32,13 @@ class TrafficTask:
     peak_height: float = setting(0.0, "demand in the middle of the peak above the base, relative to it", low=0, high=5)
     peak_time: float = setting(0.0, "middle of the peak, s since the simulation began", low=0, high=1e5)
     peak_width: float = setting(600.0, "standard deviation of the peak, s", low=1, high=1e5)
+    tide: float = setting(
+        0.0,
+        "what more comes eastwards, and less westwards, in the beginning; when it has turned, it is reversed",
+        low=-1,
+        high=1,
+    )
+    tide_turn: float = setting(3600.0, "seconds in which the tide turns", low=1, high=1e5)
     left: tuple[float, ...] = setting((0.15,), "share of left turns, by heading", low=0, high=1)
     right: tuple[float, ...] = setting((0.25,), "share of right turns, by heading", low=0, high=1)
     saturation: tuple[float, ...] = setting(
@@ -135,7 +142,7 @@ def concerning(names: Sequence[str], rows: int, columns: int) -> tuple[tuple[int
     return tuple(found)
 
 
-_SECONDS = ("peak_time", "peak_width", "lost_time", "incident_start", "incident_duration")
+_SECONDS = ("peak_time", "peak_width", "tide_turn", "lost_time", "incident_start", "incident_duration")
 _UNITS = {"demand": "veh/h", **dict.fromkeys(_SECONDS, "s")}
 
 
@@ -175,7 +182,7 @@ def _check_table(values: Mapping[str, np.ndarray], labels: Mapping[str, list[str
     if len(turning):
         heading, task = turning[0]
         raise SettingsError(f"task {task}: shares of left and right turns of heading {HEADINGS[heading]} exceed 1")
-    heavy = np.argwhere(values["demand"] * (1.0 + values["peak_height"]) > 4320.0)
+    heavy = np.argwhere(values["demand"] * (1.0 + values["peak_height"]) * (1.0 + np.abs(values["tide"])) > 4320.0)
     if len(heavy):
         entry, task = heavy[0]
         raise SettingsError(f"task {task}: demand{labels['demand'][entry]} exceeds 4320 veh/h in its peak")

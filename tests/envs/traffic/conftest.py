@@ -27,6 +27,8 @@ class Scenes:
         values = {
             "demand": demand,
             "peak": torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64).repeat(1, count),
+            "tide": full(0, grid.entries, count),
+            "turn": full(1, count),
             "shares": torch.tensor(shares, dtype=torch.float64).reshape(3, 1, 1, 1, 1).repeat(1, *links),
             "saturation": full(1, *links),
             "lost": full(0, count),
@@ -50,6 +52,8 @@ class Scenes:
         return Conditions(
             demand=uniform(300, 1500, grid.entries, count) / 3600,
             peak=torch.stack([uniform(0, 1.5, count), uniform(0, 600, count), uniform(60, 200, count)]),
+            tide=torch.zeros(grid.entries, count, dtype=torch.float64),
+            turn=torch.ones(count, dtype=torch.float64),
             shares=shares / shares.sum(0),
             saturation=uniform(0.45, 1, *links),
             lost=uniform(0, 4, count),

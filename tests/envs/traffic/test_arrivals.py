@@ -53,12 +53,16 @@ def test_demand_swells_as_the_formula_says(scenes):
     """Flowing arrivals of every second against the formula in plain Python; veh/h are turned into veh/s once."""
     grid = Grid(rows=1, columns=1)
     peak = torch.tensor([[0.8], [30.0], [12.0]], dtype=torch.float64)
-    sim = scenes.make(grid, demand=[360, 720, 1080, 1440], peak=peak)
+    tide = torch.tensor([[0.0], [0.5], [0.0], [-0.5]], dtype=torch.float64)
+    turn = torch.tensor([40.0], dtype=torch.float64)
+    sim = scenes.make(grid, demand=[360, 720, 1080, 1440], peak=peak, tide=tide, turn=turn)
     before = 0.0
     for second in range(60):
         sim.tick()
         factor = 1 + 0.8 * math.exp(-((second - 30) ** 2) / (2 * 12**2))
-        assert float(sim.demanded) - before == pytest.approx(factor * (0.1 + 0.2 + 0.3 + 0.4), abs=1e-8)
+        east = 0.5 - second / 40 if second < 40 else -0.5  # what comes eastwards is more by this part, westwards less
+        mean = 0.1 + 0.2 * (1 + east) + 0.3 + 0.4 * (1 - east)
+        assert float(sim.demanded) - before == pytest.approx(factor * mean, abs=1e-8)
         before = float(sim.demanded)
 
 

@@ -10,7 +10,8 @@ import torch
 
 import metarl
 from metarl.core.params import expand
-from metarl.envs.traffic.task import concerning
+from metarl.envs.traffic import arrivals
+from metarl.envs.traffic.task import TrafficTask, concerning
 from metarl.families import Tasks
 from metarl.nets import Shared
 from metarl.settings import SettingsError
@@ -109,6 +110,37 @@ def test_the_heavy_band_is_the_same_tasks_with_more_demand(env):
     peak = heavy.values[:, demand].max(1) * (1 + heavy["peak_height"])
     assert ((ratio[:, 0] >= 1.2 - 1e-12) | np.isclose(peak, 3600)).all()
     assert ratio[:, 0].std() > 0.03
+
+
+@pytest.mark.parametrize("env", ["traffic-grid", "traffic-demand"])
+def test_the_tidal_band_is_the_same_tasks_whose_demand_turns(env):
+    """A tide that a policy could know from training, one that never turns, demand that is another on the whole."""
+    families = [metarl.make(env, band=band, rows=1) for band in ("usual", "tidal")]
+    usual, tidal = (family.sample_tasks(50, "test", 3) for family in families)
+    assert families[0].spec == families[1].spec
+    demand = [i for i, name in enumerate(usual.names) if name.startswith("demand")]
+    ratio = tidal.values[:, demand] / usual.values[:, demand]
+    peak = tidal.values[:, demand].max(1) * (1 + tidal["peak_height"])
+    assert (np.isclose(ratio, 1).all(1) | np.isclose(peak, 3600 / 1.6)).all()
+    env = families[1].batch(1, 1)
+    env.reset(tidal.rows([4]), np.zeros(1, dtype=np.uint32))
+    given = env.simulator.conditions
+    assert given.tide[:, 0].tolist() == [
+        0,
+        0,
+        0.6,
+        0,
+        0,
+        -0.6,
+    ]  # two columns northwards, a row eastwards, and so on round
+    factors = arrivals.course(torch.arange(1320.0).double(), given.peak, given.tide, given.turn)[:, :, 0]
+    plain = arrivals.course(torch.arange(1320.0).double(), given.peak, 0 * given.tide, given.turn)[:, :, 0]
+    relative = (factors / plain).numpy()
+    np.testing.assert_allclose(relative[[0, 660, 1319], 2], [1.6, 1.0, 0.4], atol=2e-3)
+    np.testing.assert_allclose(relative.mean(0), 1.0, atol=1e-3)
+    np.testing.assert_allclose(relative[:, 2] + relative[:, 5], 2.0, rtol=1e-12)
+    with pytest.raises(SettingsError, match="exceeds 4320 veh/h in its peak"):
+        TrafficTask(demand=(3000.0,), tide=-0.5)
 
 
 def test_other_rewards_by_hand():
