@@ -58,7 +58,7 @@ def report(summary: Mapping[str, Any]) -> str:
             f" ({what}), {settings['arrivals']} episodes of each, the same for everybody; 95 % intervals over tasks. Adaptation"
             " rates: chosen on validation tasks of the grid of training.",
             "",
-            *_table(found),
+            *_table(found, brief=what != "trained on"),
             "",
             *_comparisons(found),
             "",
@@ -92,17 +92,18 @@ def kinds(found: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     return several
 
 
-def _table(found: Mapping[str, Any]) -> list[str]:
+def _table(found: Mapping[str, Any], brief: bool = False) -> list[str]:
+    """Return controllers and runs; ``brief``: the best controllers and the means over seeds alone."""
     several = kinds(found)
     points = max(len(times) for runs in several.values() for times in runs.values())
     heads = ["no update", "1 update", *[f"{k} updates" for k in range(2, points)]]
     lines = [f"| | {' | '.join(heads[:points])} |", "| --- |" + " --- |" * points]
-    rows = {name: np.array(times)[None] for name, times in found["controllers"].items()}
+    rows = {name: np.array(times)[None] for name, times in found["controllers"].items() if not brief}
     rows[f"best common controller: {found['common']['name']}"] = np.array(found["common"]["times"])[None]
     rows["each task's own best controller"] = np.array(found["own"]["times"])[None]
     for kind, runs in several.items():
         rows[f"**{kind}** ({_KINDS.get(kind, kind)})"] = np.mean(list(runs.values()), axis=0)
-        if len(runs) > 1:
+        if len(runs) > 1 and not brief:
             rows |= {f"{kind}-s{seed}": times for seed, times in runs.items()}
     for name, times in rows.items():
         cells = [_interval(each) for each in times.mean(-1)] + [""] * (points - len(times))
@@ -203,9 +204,13 @@ def draw(summary: Mapping[str, Any], path: pathlib.Path) -> None:
     from metarl.analysis.curves import interval
 
     grids = summary["grids"]
-    figure = Figure(figsize=(5.4 * len(grids), 4.8), layout="constrained")
-    panels = figure.subplots(1, len(grids), squeeze=False)[0]
-    for axes, (what, found) in zip(panels, grids.items(), strict=True):
+    columns = min(3, len(grids))
+    down = -(-len(grids) // columns)
+    figure = Figure(figsize=(5.0 * columns, 3.8 * down + 0.6), layout="constrained")
+    panels = figure.subplots(down, columns, squeeze=False).ravel()
+    for axes in panels[len(grids) :]:
+        axes.set_axis_off()
+    for axes, (what, found) in zip(panels, grids.items(), strict=False):
         common = np.array(found["common"]["times"]).mean(-1)
         for index, (kind, runs) in enumerate(kinds(found).items()):
             each = [100 * (1 - times.mean(-1) / common) for times in runs.values()]  # (K + 1, M)
@@ -225,6 +230,7 @@ def draw(summary: Mapping[str, Any], path: pathlib.Path) -> None:
         axes.set_xlabel("inner updates")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("saved of a trip's time, % (thin lines: seeds)")
+    for axes in panels[::columns]:
+        axes.set_ylabel("saved of a trip's time, % (thin lines: seeds)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=130)

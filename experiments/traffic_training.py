@@ -1,9 +1,10 @@
 """Policies for traffic signals beside the controllers: ``python -m experiments.traffic train``.
 
 Trains (or resumes) under ``runs/ENV-policies/`` MAML, a policy that never adapts in training (domain-randomised, with as many
-samples), and one that sees the task; adapts the first two to held-out tasks, on the grid of training and on 4x4, and judges
-everybody on the same tasks and arrivals by the mean time of a trip. Results: ``summary.json``, ``summary.md``, learning and
-adaptation curves and a film strip under ``experiments/results/ENV-policies/``, beside the runs (:mod:`experiments.traffic_report`).
+samples), and one that sees the task; adapts the first two to held-out tasks, on the grid of training, on 4x4, on a street of six
+intersections and with demand beyond training's, and judges everybody on the same tasks and arrivals by the mean time of a
+trip. Results: ``summary.json``, ``summary.md``, learning and adaptation curves and a film strip under
+``experiments/results/ENV-policies/``, beside the runs (:mod:`experiments.traffic_report`).
 
     python -m experiments.traffic train env=traffic-grid              as recorded
     python -m experiments.traffic train commands=true                 prints the trainings, to run them side by side
@@ -24,7 +25,7 @@ import numpy as np
 
 from experiments import recording, traffic_report
 from metarl.run.arguments import parse
-from metarl.settings import setting
+from metarl.settings import fields, setting
 
 if TYPE_CHECKING:
     from metarl.analysis.agent import Agent
@@ -50,6 +51,7 @@ class Settings:
     arrivals: int = setting(4, "episodes of each, the same for everybody", low=2)
     steps: int = setting(3, "most inner updates", low=1)
     larger: int = setting(4, "rows and columns of the grid that nobody was trained on", low=1, high=20)
+    beyond: bool = setting(True, "judge on a street and on other bands of demand, too")
     train: bool = setting(True, "false judges what is there")
     commands: bool = setting(False, "print the commands of the trainings and end")
     tiny: bool = setting(False, "a minute, under runs/tiny, to see that everything works")
@@ -120,7 +122,7 @@ def _members(settings: Settings) -> dict[str, Sequence[str]]:
 
 
 def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict[str, Any]:
-    """Adapt and judge every run, and the controllers, on the grid of training and on a larger one."""
+    """Adapt and judge every run, and the controllers, on the grid of training and on others."""
     import torch
 
     from metarl.analysis.agent import load
@@ -131,14 +133,29 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
     adapting = [label for label in labels if not label.startswith("oracle")]
     rates = {label: chosen_rates(load(runs / label), held, settings.steps) for label in adapting}
     grids = {}
-    for name, sizes in (("trained on", {}), ("larger", {"rows": settings.larger, "columns": settings.larger})):
-        agents = {label: load(runs / label, env_settings=sizes) for label in labels}
+    for name, changes in _places(settings).items():
+        agents = {label: load(runs / label, env_settings=changes) for label in labels}
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
         courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
         grids[name] = {**found, "times": courses}
     facts = {label: recording.facts(runs / label) for label in labels}
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, "runs": facts, **provenance()}
+
+
+def _places(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return where everybody is judged: settings of the family that are others than in training, by what they are called."""
+    from metarl import families
+
+    places: dict[str, dict[str, Any]] = {
+        "trained on": {},
+        "larger": {"rows": settings.larger, "columns": settings.larger},
+    }
+    if settings.beyond:
+        places["a street"] = {"rows": 1, "columns": 6}
+        if "band" in fields(families.lookup(settings.env)):
+            places |= {"1.2 to 1.4 times the demand": {"band": "heavy"}, "demand that turns": {"band": "tidal"}}
+    return places
 
 
 def chosen_rates(agent: Agent, tasks: int, steps: int) -> tuple[float, ...]:
