@@ -12,6 +12,7 @@ resetting ours is in ours.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -57,6 +58,8 @@ def speed(argv: Sequence[str], results: pathlib.Path) -> int:
 
         command = shlex.join(["python", "-m", "experiments.traffic", *argv])
         record = {"command": command, "settings": dataclasses.asdict(settings), **found, **provenance()}
+        if found["sumo"]:
+            record["versions"] |= {"libsumo": importlib.metadata.version("libsumo")}
         recording.write(results / "traffic_speed.json", record)
         print(f"saved: {results / 'traffic_speed.json'}")
     return 0

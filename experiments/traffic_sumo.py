@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import pathlib
 import shlex
@@ -107,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
     found, lines = agree(settings, store) if argv[0] == "agree" else transfer(settings, store)
     command = shlex.join(["python", "-m", "experiments.traffic", *argv])
     record = {"command": command, "settings": dataclasses.asdict(settings), **found, **provenance()}
+    record["versions"] |= {"libsumo": importlib.metadata.version("libsumo")}
     recording.write(results / "summary.json", record)
     made = f"`{command}`, commit {record['commit']}, {record['cpu']}, {record['cores']} cores."
     text = "\n".join([*lines, "", made, f"Versions: {record['versions']}.", ""])

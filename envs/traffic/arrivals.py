@@ -7,6 +7,7 @@ of a batch: a grid's arrivals have the same bits alone, among others, on a CPU a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -84,19 +85,20 @@ def swell(time: Tensor, height: Tensor, middle: Tensor, width: Tensor) -> Tensor
     return 1.0 + height * decay(0.5 * away * away)
 
 
-def course(seconds: Tensor, peak: Tensor, tide: Tensor, turn: Tensor) -> Tensor:
-    r"""Return the demand in some seconds relative to the base, $s(t)\, (1 + T_e (1 - 2 \min(t / t_T, 1)))$, (seconds, E, B).
+def course(seconds: Tensor, given: Tensor, eastwards: Sequence[int]) -> Tensor:
+    r"""Return the demand in some seconds relative to the base, $s(t)\, (1 + d_e T (1 - 2 \min(t / t_T, 1)))$, (seconds, E, B).
 
-    With the peak's factor s (:func:`swell`); on average over $t_T$ the tide changes nothing.
+    With the peak's factor s (:func:`swell`). While the tide turns, it changes nothing on average.
 
     Args:
         seconds: t, (seconds,).
-        peak: height, middle and width, (3, B).
-        tide: T, (E, B).
-        turn: $t_T$, s, (B,).
+        given: height, middle and width of the peak, tide T, and the seconds $t_T$ in which it turns, (5, B).
+        eastwards: d, 1 for entries eastwards, -1 westwards, else 0.
     """
-    ebb = 1.0 - 2.0 * (seconds[:, None] / turn).clamp(max=1.0)
-    return swell(seconds[:, None], *peak)[:, None] * (1.0 + tide * ebb[:, None])
+    *peak, tide, turn = given
+    ebb = tide * (1.0 - 2.0 * (seconds[:, None] / turn).clamp(max=1.0))
+    towards = torch.tensor(eastwards, dtype=torch.float64, device=given.device)[:, None]
+    return swell(seconds[:, None], *peak)[:, None] * (1.0 + towards * ebb[:, None])
 
 
 def drawn(keys: Tensor, mean: Tensor, start: int) -> Tensor:

@@ -30,13 +30,9 @@ def conditions(values: Mapping[str, np.ndarray], grid: Grid, device: torch.devic
     number = torch.arange(4 * grid.intersections, device=device)[:, None]
     hit = torch.where(number == given["incident_approach"], given["incident_factor"], 1.0)
     begin = given["incident_start"][0].floor()
-    still, east = torch.zeros(grid.columns), torch.ones(grid.rows)
-    towards = torch.cat([still, east, still, -east]).to(given["tide"])[:, None]
     return Conditions(
         demand=given["demand"] / 3600,
-        peak=torch.cat([given["peak_height"], given["peak_time"], given["peak_width"]]),
-        tide=towards * given["tide"],
-        turn=given["tide_turn"][0],
+        course=torch.cat([given[n] for n in ("peak_height", "peak_time", "peak_width", "tide", "tide_turn")]),
         shares=shares,
         saturation=given["saturation"].reshape(links).contiguous(),
         lost=given["lost_time"][0],

@@ -76,6 +76,11 @@ class Grid:
         return 2 * (self.rows + self.columns)
 
     @property
+    def eastwards(self) -> tuple[int, ...]:
+        """Where the entries lead, in their order: 1 eastwards, -1 westwards, 0 elsewhere."""
+        return (0,) * self.columns + (1,) * self.rows + (0,) * self.columns + (-1,) * self.rows
+
+    @property
     def clearance(self) -> int:
         """Seconds from the end of a green to the beginning of the next one."""
         return self.yellow + self.all_red

@@ -27,10 +27,8 @@ class Conditions:
 
     Attributes:
         demand: mean arrivals at the entries before the factors of peak and tide, veh/s, (E, B).
-        peak: height, middle (s) and width (s) of the peak, (3, B); see :func:`metarl.envs.traffic.arrivals.swell`.
-        tide: what is more at an entry in the beginning, and less when the tide has turned, relative, in [-1, 1], (E, B); see
+        course: of demand, (5, B): height, middle (s) and width (s) of the peak, tide, and the seconds in which it turns; see
             :func:`metarl.envs.traffic.arrivals.course`.
-        turn: seconds in which the tide turns, (B,).
         shares: parts of an approach's vehicles that turn left, go straight on and turn right, (K, H, R, C, B); they sum to 1.
         saturation: saturation flow of every approach relative to the grid's, (H, R, C, B).
         lost: start-up lost time of a green, s, (B,).
@@ -40,9 +38,7 @@ class Conditions:
     """
 
     demand: Tensor
-    peak: Tensor
-    tide: Tensor
-    turn: Tensor
+    course: Tensor
     shares: Tensor
     saturation: Tensor
     lost: Tensor
@@ -54,16 +50,14 @@ class Conditions:
         """Check signs and sums: a wrong share would make vehicles from nothing."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = -1.0 if field.name == "tide" else 0.0
-            if value.dtype != torch.float64 or not bool(((value >= least) & (value < math.inf)).all()):
-                raise ValueError(f"{field.name} must be finite float64 numbers, none of them below {least:g}")
+            if value.dtype != torch.float64 or not bool(((value >= 0) & (value < math.inf)).all()):
+                raise ValueError(f"{field.name} must be finite float64 numbers, none of them negative")
         if not bool(((self.shares.sum(0) - 1.0).abs() < 1e-12).all()):
             raise ValueError("shares of left, straight on and right must sum to 1")
-        if not bool((self.peak[2] > 0).all()):
-            raise ValueError("the width of a peak must be positive")
-        if not bool((self.turn > 0).all()):
-            raise ValueError("a tide takes some time to turn")
-        if not bool((self.demand * (1.0 + self.peak[0]) * (1.0 + self.tide.abs()) <= arrivals.LARGEST_MEAN).all()):
+        height, _, width, tide, turn = self.course
+        if not bool(((width > 0) & (turn > 0) & (tide <= 1)).all()):
+            raise ValueError("the width of a peak and the time of a tide must be positive, and a tide at most 1")
+        if not bool((self.demand * (1.0 + height) * (1.0 + tide) <= arrivals.LARGEST_MEAN).all()):
             raise ValueError(f"demand must stay below {3600 * arrivals.LARGEST_MEAN:.0f} veh/h at every entry")
 
 
@@ -205,7 +199,7 @@ class GridSim:
         """Draw what comes in the next seconds, (seconds, E, B)."""
         conditions, device = self.conditions, self._keys.device
         seconds = torch.arange(self.clock, self.clock + _BLOCK, device=device, dtype=torch.float64)
-        mean = conditions.demand * arrivals.course(seconds, conditions.peak, conditions.tide, conditions.turn)
+        mean = conditions.demand * arrivals.course(seconds, conditions.course, self.grid.eastwards)
         return arrivals.drawn(self._keys, mean, self.clock) if self._poisson else whole(mean)
 
     def _feed(self) -> None:
@@ -279,9 +273,7 @@ def _check_shapes(grid: Grid, conditions: Conditions, count: int) -> None:
     links = (4, grid.rows, grid.columns, count)
     wanted: dict[str, tuple[int, ...]] = {
         "demand": (grid.entries, count),
-        "peak": (3, count),
-        "tide": (grid.entries, count),
-        "turn": (count,),
+        "course": (5, count),
         "shares": (3, *links),
         "saturation": links,
         "lost": (count,),

@@ -151,7 +151,7 @@ class SumoSim:
         if self.clock % _BLOCK == 0:
             seconds = torch.arange(self.clock, self.clock + _BLOCK, dtype=torch.float64)
             given = self.conditions
-            mean = given.demand * arrivals.course(seconds, given.peak, given.tide, given.turn)
+            mean = given.demand * arrivals.course(seconds, given.course, self.grid.eastwards)
             self._drawn = arrivals.drawn(self._keys, mean, self.clock)
         return self._drawn[self.clock % _BLOCK]
 

@@ -34,8 +34,8 @@ class TrafficTask:
     peak_width: float = setting(600.0, "standard deviation of the peak, s", low=1, high=1e5)
     tide: float = setting(
         0.0,
-        "what more comes eastwards, and less westwards, in the beginning; when it has turned, it is reversed",
-        low=-1,
+        "excess of demand eastwards, and lack westwards, in the beginning; it turns into the opposite",
+        low=0,
         high=1,
     )
     tide_turn: float = setting(3600.0, "seconds in which the tide turns", low=1, high=1e5)
@@ -182,7 +182,7 @@ def _check_table(values: Mapping[str, np.ndarray], labels: Mapping[str, list[str
     if len(turning):
         heading, task = turning[0]
         raise SettingsError(f"task {task}: shares of left and right turns of heading {HEADINGS[heading]} exceed 1")
-    heavy = np.argwhere(values["demand"] * (1.0 + values["peak_height"]) * (1.0 + np.abs(values["tide"])) > 4320.0)
+    heavy = np.argwhere(values["demand"] * (1.0 + values["peak_height"]) * (1.0 + values["tide"]) > 4320.0)
     if len(heavy):
         entry, task = heavy[0]
         raise SettingsError(f"task {task}: demand{labels['demand'][entry]} exceeds 4320 veh/h in its peak")

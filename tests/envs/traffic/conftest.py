@@ -26,9 +26,7 @@ class Scenes:
             demand = torch.as_tensor(rates)[:, None].repeat(1, count)
         values = {
             "demand": demand,
-            "peak": torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64).repeat(1, count),
-            "tide": full(0, grid.entries, count),
-            "turn": full(1, count),
+            "course": torch.tensor([[0.0], [0.0], [1.0], [0.0], [1.0]], dtype=torch.float64).repeat(1, count),
             "shares": torch.tensor(shares, dtype=torch.float64).reshape(3, 1, 1, 1, 1).repeat(1, *links),
             "saturation": full(1, *links),
             "lost": full(0, count),
@@ -51,9 +49,7 @@ class Scenes:
         begin = uniform(0, 300, count).floor()
         return Conditions(
             demand=uniform(300, 1500, grid.entries, count) / 3600,
-            peak=torch.stack([uniform(0, 1.5, count), uniform(0, 600, count), uniform(60, 200, count)]),
-            tide=torch.zeros(grid.entries, count, dtype=torch.float64),
-            turn=torch.ones(count, dtype=torch.float64),
+            course=torch.stack([uniform(*ends, count) for ends in ((0, 1.5), (0, 600), (60, 200), (0, 0), (100, 600))]),
             shares=shares / shares.sum(0),
             saturation=uniform(0.45, 1, *links),
             lost=uniform(0, 4, count),

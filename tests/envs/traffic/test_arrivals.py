@@ -52,10 +52,8 @@ def test_nearly_normal_numbers_have_the_moments():
 def test_demand_swells_as_the_formula_says(scenes):
     """Flowing arrivals of every second against the formula in plain Python; veh/h are turned into veh/s once."""
     grid = Grid(rows=1, columns=1)
-    peak = torch.tensor([[0.8], [30.0], [12.0]], dtype=torch.float64)
-    tide = torch.tensor([[0.0], [0.5], [0.0], [-0.5]], dtype=torch.float64)
-    turn = torch.tensor([40.0], dtype=torch.float64)
-    sim = scenes.make(grid, demand=[360, 720, 1080, 1440], peak=peak, tide=tide, turn=turn)
+    course = torch.tensor([[0.8], [30.0], [12.0], [0.5], [40.0]], dtype=torch.float64)
+    sim = scenes.make(grid, demand=[360, 720, 1080, 1440], course=course)
     before = 0.0
     for second in range(60):
         sim.tick()

@@ -151,7 +151,8 @@ def test_conditions_that_make_no_sense_are_refused(scenes):
         ({"demand": good.demand - 1.0}, "demand must be finite"),
         ({"demand": good.demand + 1.3}, "4320 veh/h"),
         ({"saturation": good.saturation * float("nan")}, "saturation must be finite"),
-        ({"peak": good.peak * 0.0}, "width of a peak"),
+        ({"course": good.course * 0.0}, "width of a peak"),
+        ({"course": good.course + 1.1}, "a tide at most 1"),
         ({"lost": good.lost.float()}, "float64"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -125,22 +125,18 @@ def test_the_tidal_band_is_the_same_tasks_whose_demand_turns(env):
     env = families[1].batch(1, 1)
     env.reset(tidal.rows([4]), np.zeros(1, dtype=np.uint32))
     given = env.simulator.conditions
-    assert given.tide[:, 0].tolist() == [
-        0,
-        0,
-        0.6,
-        0,
-        0,
-        -0.6,
-    ]  # two columns northwards, a row eastwards, and so on round
-    factors = arrivals.course(torch.arange(1320.0).double(), given.peak, given.tide, given.turn)[:, :, 0]
-    plain = arrivals.course(torch.arange(1320.0).double(), given.peak, 0 * given.tide, given.turn)[:, :, 0]
+    seconds, towards = (
+        torch.arange(1320.0).double(),
+        (0, 0, 1, 0, 0, -1),
+    )  # two columns northwards, a row eastwards, and on
+    assert env.simulator.grid.eastwards == towards
+    factors, plain = (arrivals.course(seconds, given.course, way)[:, :, 0] for way in (towards, [0] * 6))
     relative = (factors / plain).numpy()
     np.testing.assert_allclose(relative[[0, 660, 1319], 2], [1.6, 1.0, 0.4], atol=2e-3)
     np.testing.assert_allclose(relative.mean(0), 1.0, atol=1e-3)
     np.testing.assert_allclose(relative[:, 2] + relative[:, 5], 2.0, rtol=1e-12)
     with pytest.raises(SettingsError, match="exceeds 4320 veh/h in its peak"):
-        TrafficTask(demand=(3000.0,), tide=-0.5)
+        TrafficTask(demand=(3000.0,), tide=0.5)
 
 
 def test_other_rewards_by_hand():
