@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments import recording, traffic_report
 from metarl.run.arguments import parse
-from metarl.settings import fields, setting
+from metarl.settings import SettingsError, fields, setting
 
 if TYPE_CHECKING:
     from metarl.analysis.agent import Agent
@@ -62,6 +62,7 @@ def train(argv: Sequence[str]) -> int:
     settings = Settings(**parse(argv, Settings))
     if settings.tiny:
         settings = dataclasses.replace(settings, iterations=1, seeds=1, tasks=2, arrivals=2, steps=1, larger=3)
+    _refuse_others(settings.env)
     runs, results = recording.folders(f"{settings.env}-policies", settings.tiny)
     members = _members(settings)
     if settings.commands:
@@ -80,6 +81,19 @@ def train(argv: Sequence[str]) -> int:
     _film(settings, summary, runs, results)
     traffic_report.publish(summary, results, settings.tiny)
     return 0
+
+
+def _refuse_others(env: str) -> None:
+    """Refuse families that no controller can play, before anything is trained for hours."""
+    from metarl import families
+    from metarl.envs.traffic.batch import TrafficBatch
+    from metarl.families import RLFamily
+
+    family = families.make(env)
+    if not isinstance(family, RLFamily) or not isinstance(family.batch(1, 1), TrafficBatch):
+        raise SettingsError(
+            f"env={env}: controllers set phases every few seconds; choose a family that does, such as traffic-grid"
+        )
 
 
 def _film(settings: Settings, summary: Mapping[str, Any], runs: pathlib.Path, results: pathlib.Path) -> None:

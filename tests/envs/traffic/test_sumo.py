@@ -220,7 +220,7 @@ def test_where_a_run_cannot_be_evaluated_in_sumo_there_is_one_line(run, monkeypa
 
 @needs_sumo
 def test_speed_is_measured_beside_sumo(monkeypatch):
-    """A process's own time is no more than what the clock says, and its start is in neither."""
+    """A process's own time is no more than what the clock says; and no process stays."""
     monkeypatch.setattr(traffic_speed, "GRIDS", ((1, 1),))
     monkeypatch.setattr(traffic_speed, "BESIDE", (1, 1))
     threads = torch.get_num_threads()
@@ -230,7 +230,7 @@ def test_speed_is_measured_beside_sumo(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     (clock,), (process,) = found["sumo"].values()
-    assert 3 / 0.5 < clock < process  # a start takes longer than half a second alone
+    assert 0 < clock < 1.05 * process
     assert len(traffic_speed.described(settings, found)) == 4
     assert not multiprocessing.active_children()
 

@@ -165,6 +165,9 @@ def test_commands_train_what_is_judged(capsys):
     assert "inner_steps=0 env.oracle=true iterations=14" in commands[-1]
     for command in commands:
         arguments.check(shlex.split(command)[3:])
+    for env in ("traffic-plan", "sinusoid"):
+        assert traffic.main(["train", f"env={env}", "commands=true"]) == 2
+        assert f"error: env={env}: controllers set phases" in capsys.readouterr().err
 
 
 def test_a_table_goes_where_there_is_a_place_for_it(tmp_path, monkeypatch, capsys):
