@@ -87,9 +87,13 @@ def _opened(domain: RLDomain, task: Tasks) -> Renderable:
                 env.reset(task, np.zeros(1, dtype=np.uint32))
                 env.render(0, *SIZE)
                 return env
-    except (gymnasium.error.DependencyNotInstalled, SettingsError) as error:  # says its remedy itself
+    except gymnasium.error.DependencyNotInstalled as error:  # says its remedy itself
         raise SettingsError(f"video=true: {error}") from error
     except Exception as error:  # GL libraries fail in their own ways; none of them is a reason to crash
+        if isinstance(error, SettingsError) and "MUJOCO_GL" not in str(
+            error
+        ):  # a family's, such as a simulator's absence
+            raise SettingsError(f"video=true: {error}") from error
         chosen = os.environ.get("MUJOCO_GL", "")
         remedy = (
             "install EGL (Debian: libegl1 libgl1-mesa-dri)"
