@@ -59,7 +59,7 @@ class Settings:
     queries: int = setting(0, "query images of a class of a test task; 0: 15, of glyphs 10", low=0)
     only: tuple[str, ...] = setting((), "train these alone; empty: all (of images)")
     seeds: int = setting(0, "of each algorithm; 0: 1, of sinusoid 3", low=0)
-    iterations: int = setting(0, "meta-updates of an algorithm's run; 0: 6000, of sinusoid 20000", low=0)
+    iterations: int = setting(0, "meta-updates of an algorithm's run; 0: 6000, of sinusoid 70000", low=0)
     reference_iterations: int = setting(6000, "steps of a reference's training", low=1)
     words: tuple[str, ...] = setting((), "more settings of every training, such as env.queries=1")
     tasks: int = setting(600, "test tasks", low=2)
@@ -154,7 +154,7 @@ def completed(settings: Settings) -> Settings:
         # there are some 16 fonts to a glyph, and Reptile trains on ten shots
         queries=settings.queries or (10 if settings.env == "glyphs" else 15),
         seeds=settings.seeds or (3 if sinusoid else 1),
-        iterations=settings.iterations or (20000 if sinusoid else 6000),
+        iterations=settings.iterations or (70000 if sinusoid else 6000),
     )
     if not settings.tiny:
         return settings

@@ -244,16 +244,18 @@ class MetaLearner:
     def adaptation(self, meta: Params) -> Callable[[Params, Any, int], Params]:
         """Return :meth:`adapt` for parameters that began as ``meta``, which computes once what its steps have in common."""
         theta, once, kept = detach(meta), self._once(meta), dict[int, Any]()
-        if once is None:
+        if once is None or not isinstance(self.inner, GradientStep):
             return self.adapt
+        names = self.inner.adapting(meta)
 
         def adapt(params: Params, support: Any, step: int) -> Params:
             def part(cut: slice) -> Params:
                 seen = [kept[cut.start]] if cut.start in kept else []
                 *_, kept[cut.start] = once(theta, [*seen, support.rows(cut)])
-                return self.inner(rows(params, cut), kept[cut.start], step)
+                adapted = self.inner(rows(params, cut), kept[cut.start], step)
+                return {name: adapted[name] for name in names}
 
-            return self._chunked(support, part)
+            return {**params, **self._chunked(support, part)}  # the body, most of all parameters, is not copied
 
         return adapt
 

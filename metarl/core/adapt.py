@@ -7,9 +7,10 @@ Shapes: M tasks, N samples of a task, P meta-parameters. Data are opaque: anythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,9 +19,6 @@ from metarl.core.inner import InnerRule
 from metarl.core.parallel import Workers, chunks
 from metarl.core.params import Params, detach, expand, leaf
 from metarl.core.solvers import linearize, spread
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 # Linearised graphs of up to this many samples are kept between Fisher products; beyond, each
 # product builds its chunk's graph again, so that memory does not grow with the meta-batch.
@@ -161,7 +159,7 @@ class Objective:
 
     def value(self, meta: Params) -> Outcome:
         """Evaluate; no graph through the adaptation is built."""
-        return self._mean(self._map(lambda tasks: self._terms(detach(meta), tasks), self._chunks()))
+        return self._mean(self.workers.map(lambda tasks: self._terms(detach(meta), tasks), self._chunks()))
 
     def gradient(self, meta: Params) -> tuple[Outcome, Params]:
         """Evaluate together with the meta-gradient, which has the shapes of ``meta``."""
@@ -176,8 +174,15 @@ class Objective:
                 zip(theta, gradients, strict=True)
             )
 
-        parts = self._map(part, self._chunks())
-        return self._mean([terms for terms, _ in parts]), self._average([gradients for _, gradients in parts])
+        terms: list[Terms] = []
+
+        def gradients() -> Iterator[Params]:
+            for one, gradient in self.workers.each(part, self._chunks()):
+                terms.append(one)
+                yield gradient
+
+        average = self._average(gradients())
+        return self._mean(terms), average
 
     def adapted(self, meta: Params) -> Params:
         """Return the mean over tasks of the adapted parameters, in the shapes of ``meta``; for rules without a meta-gradient."""
@@ -185,10 +190,10 @@ class Objective:
         def part(tasks: slice) -> Params:
             theta = detach(meta)
             *supports, query = self._ready(theta, [data.rows(tasks) for data in (*self.supports, self.query)])
-            final = adapt(self.rule, expand(theta, query.num_tasks), supports)
+            final = adapt(self.rule, self._expanded(theta, query.num_tasks), supports)
             return {name: value.sum(0) for name, value in final.items()}
 
-        return self._average(self._map(part, self._chunks()))
+        return self._average(self.workers.each(part, self._chunks()))
 
     def fisher(self, meta: Params, fraction: float = 1.0) -> Callable[[Params], Params]:
         r"""Return v -> mean over tasks of $J_i^T F_i J_i v$, the Hessian of the mean KL(old||new) at ``meta``.
@@ -218,25 +223,22 @@ class Objective:
 
             def predict(theta: Params) -> tuple[Tensor, ...]:
                 *before, after = self._ready(theta, [*(support.rows(tasks) for support in supports), local])
-                return geometry.predict(adapt(self.rule, expand(theta, local.num_tasks), before), after)
+                return geometry.predict(adapt(self.rule, self._expanded(theta, local.num_tasks), before), after)
 
             predicted, jacobian, transpose = linearize(predict, leaf(meta))
             return lambda v: transpose(geometry.fisher(predicted, jacobian(v), local))
 
         if query.num_tasks * query.num_samples <= _KEPT_SAMPLES:
-            products = self._map(linearized, cuts)
-            return lambda v: self._average(self._map(lambda product: product(v), products))
-        return lambda v: self._average(self._map(lambda tasks: linearized(tasks)(v), cuts))
+            products = self.workers.map(linearized, cuts)
+            return lambda v: self._average(self.workers.each(lambda product: product(v), products))
+        return lambda v: self._average(self.workers.each(lambda tasks: linearized(tasks)(v), cuts))
 
     def _chunks(self) -> list[slice]:
         return chunks(self.query.num_tasks, self.query.num_samples, self.workers.device, self.chunk_tasks)
 
-    def _map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        return self.workers.map(function, items)
-
     def _terms(self, meta: Params, tasks: slice) -> Terms:
         *supports, query = self._ready(meta, [data.rows(tasks) for data in (*self.supports, self.query)])
-        params = expand(meta, query.num_tasks)
+        params = self._expanded(meta, query.num_tasks)
         if self.path is None:
             return self.loss(adapt(self.rule, params, supports), query)
         on_the_way = []
@@ -245,6 +247,12 @@ class Objective:
             params = self.rule(params, support, step)
         terms = self.loss(params, query)
         return terms._replace(loss=sum(on_the_way, terms.loss))
+
+    def _expanded(self, meta: Params, num_tasks: int) -> Params:
+        """Give every task its own parameters; as views where most of them are not looked at again."""
+        if self.once is None:
+            return expand(meta, num_tasks)
+        return {name: value.expand(num_tasks, *value.shape) for name, value in meta.items()}
 
     def _ready(self, meta: Params, data: list[Any]) -> list[Any]:
         """Return support sets and query set with what is computed once."""
@@ -256,11 +264,9 @@ class Objective:
         kl = [part.kl for part in parts if part.kl is not None]
         return Outcome(loss, torch.cat(kl).mean().item() if kl else 0.0)
 
-    def _average(self, parts: list[Params]) -> Params:
-        """Add the chunks' sums in the order of the chunks, and divide by the number of tasks."""
-        total = parts[0]
-        for part in parts[1:]:
-            total = {name: value + part[name] for name, value in total.items()}
+    def _average(self, parts: Iterable[Params]) -> Params:
+        """Add the chunks' sums in the order of the chunks, as they come, and divide by the number of tasks."""
+        total = functools.reduce(lambda a, b: {name: value + b[name] for name, value in a.items()}, parts)
         return {name: value / self.query.num_tasks for name, value in total.items()}
 
 

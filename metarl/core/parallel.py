@@ -7,7 +7,8 @@ operation. Results are added in the order of the chunks: they do not depend on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -37,20 +38,27 @@ class Workers:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Return ``[function(item) for item in items]``; the first exception is raised after all have ended."""
+        return list(self.each(function, items))
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Yield the same one after the other and keep none, for whoever adds them up."""
         if self.device.type != "cpu":
-            return [function(item) for item in items]
+            yield from map(function, items)
+            return
         if self._pool is None:
             # torch's own threads would be started from each of ours and fight for the same cores. A single thread goes
             # through the pool too, so that every count of threads computes the same bits.
             self._pool = ThreadPoolExecutor(self.threads, "metarl", initializer=torch.set_num_threads, initargs=(1,))
-        futures = [self._pool.submit(function, item) for item in items]
+        futures = deque(self._pool.submit(function, item) for item in items)
         try:
-            wait(futures)
+            while futures:
+                result = futures[0].result()
+                futures.popleft()
+                yield result
         finally:  # after an interrupt, too: whoever comes next may use the same simulations
             for future in futures:
                 future.cancel()
             wait(futures)
-        return [future.result() for future in futures]
 
 
 def chunks(num_tasks: int, samples_per_task: int, device: torch.device, chunk_tasks: int | None = None) -> list[slice]:

@@ -135,7 +135,7 @@ class Conv4:
             own = dict(_under(params, f"{block}."))
             x = _convolved(x, own, tasks, stride)
             own = {name: value.expand(tasks, *value.shape[1:]) for name, value in own.items()}
-            x = functional.relu(norm.normalized(self.normalization, x, own, reference))
+            x = functional.relu(norm.normalized(self.normalization, x, own, reference), inplace=True)
             x = x if stride == 2 else functional.max_pool2d(x, 2)
         x = x.mean((2, 3)) if stride == 2 else x
         return x.reshape(examples, tasks, -1).transpose(0, 1)

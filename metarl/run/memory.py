@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 
 # mallopt's parameters, from malloc.h of the GNU C library
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory serve the next allocation instead of going back to the system.
+    """Let freed memory serve the next allocation, in whichever thread, instead of going back to the system.
 
     An activation of a chunk is a few MB: by default each is mapped afresh, and every page of it is a fault when it is first
-    written. Without that the meta-update takes some 7 % less time (measured). The process keeps what it once needed.
+    written. Without that the meta-update takes some 7 % less time (measured). The process keeps what it once needed. Threads have
+    to be started after this: a thread's own arena is of pieces of 64 MB, which go back to the system whatever they are told.
 
     Returns:
         Whether the C library knows how; elsewhere nothing happens.
@@ -22,4 +23,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _BYTES))
+    settings = ((_MMAP_THRESHOLD, _BYTES), (_TRIM_THRESHOLD, _BYTES), (_ARENA_MAX, 1))
+    taken = [bool(mallopt(parameter, value)) for parameter, value in settings]
+    return all(taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -66,14 +67,53 @@ def test_is_finite_looks_at_every_number(bad):
 
 def test_an_error_waits_for_the_other_chunks():
     """A failed rollout is tried again in the same simulations: none of its threads may still step them."""
-    ended = []
+    begun, ended = threading.Event(), []
 
     def work(item):
         if item == 0:
+            begun.wait(20)
             raise ValueError("first")
+        begun.set()
         time.sleep(0.2)
         ended.append(item)
 
     with pytest.raises(ValueError, match="first"):
         Workers(2).map(work, [0, 1])
     assert ended == [1]
+
+
+def test_what_waits_for_a_thread_is_not_begun_after_an_error_or_when_nobody_wants_more():
+    """A meta-gradient that failed, or whose caller has gone, would go on for the rest of the tasks."""
+    workers, begun = Workers(1), []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.05)
+        return 1 // item
+
+    with pytest.raises(ZeroDivisionError):
+        workers.map(work, [1, 0, *range(2, 40)])
+    assert len(begun) < 10
+    begun.clear()
+    results = workers.each(work, range(1, 40))
+    assert next(results) == 1
+    results.close()
+    assert len(begun) < 10
+
+
+def test_each_keeps_no_result():
+    """The gradients of all tasks at once would take more memory than the graph of one."""
+
+    class Result:
+        pass
+
+    alive = weakref.WeakSet()
+
+    def work(item):
+        del item
+        time.sleep(0.01)
+        result = Result()
+        alive.add(result)
+        return result
+
+    assert max(len(alive) for _ in Workers(2).each(work, range(20))) <= 6
