@@ -52,7 +52,8 @@ def sheltered(markdown: str) -> str:
 
     def escaped(match: re.Match[str]) -> str:
         formula = re.sub(r"([\\*_`\[\]])", r"\\\1", match.group())
-        return " ".join(formula.split())  # a line that starts with - or + is no list
+        # < is no tag, and a line that starts with - or + no list
+        return " ".join(formula.replace("<", "&lt;").split())
 
     parts = _CODE.split(markdown)
     parts[::2] = [_FORMULA.sub(escaped, part) for part in parts[::2]]
