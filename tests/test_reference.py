@@ -118,6 +118,7 @@ def test_formulas_are_sheltered():
     assert change("`$x*$`") == "`$x*$`"
 
 
+@pytest.mark.timeout(900)  # 15 seconds by itself; a machine may be busy
 def test_every_public_name_is_documented(site):
     """A name without a docstring or without a place on its page, and a package that the script does not list."""
     pdoc_doc = pytest.importorskip("pdoc.doc")
@@ -145,6 +146,7 @@ def assigned(tree):
     return [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
 
 
+@pytest.mark.timeout(900)  # 15 seconds by itself; a machine may be busy
 def test_formulas_come_through(site):
     """A formula that Markdown has changed, on the page of its module or of the package that shows its name, but for spaces."""
     count, lost, pages = 0, [], {}

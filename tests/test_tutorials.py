@@ -194,6 +194,7 @@ def page(name: str) -> str:
     return (FOLDER / f"{name}.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.timeout(900)  # 20 seconds by itself; a machine may be busy
 def test_environment(folder):
     """From an empty folder to an installed family, trained, compared and used; what adapts ends where it was wished."""
     session = run(page("environment"), folder)
