@@ -101,12 +101,12 @@ def run(scale: Scale, train: bool, evaluate: bool) -> int:
 
 
 def plan(scale: Scale, name: str, seed: int) -> list[str]:
-    """Return the settings of a training beside the family's own, which are the paper's.
+    """Return the settings of a training: the paper's, which but for the weights it starts from are the family's.
 
     Validation adapts as often as the test does: after one update it would not see that later ones diverge.
     """
     words = ["threads=1", f"iterations={scale.iterations}", "eval_tasks=200", f"eval_steps={STEPS}", f"seed={seed}"]
-    words = [*words, *MEMBERS[name], *(_TINY if scale.tiny else ()), *scale.words]
+    words = [*words, "weight_std=0.01", *MEMBERS[name], *(_TINY if scale.tiny else ()), *scale.words]
     return [f"{key}={value}" for key, value in dict(word.split("=", 1) for word in words).items()]
 
 

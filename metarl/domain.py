@@ -1,6 +1,6 @@
 """What reinforcement learning and few-shot learning differ in: where the data come from, and what the loss is.
 
-:class:`MetaLearner` talks to this protocol alone, so both run the same ``iteration()``.
+:class:`metarl.learner.MetaLearner` talks to this protocol alone, so both run the same ``iteration()``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 import metarl.run.arguments as arguments
 from metarl import diagnose, evaluate
 from metarl.run.command import guarded, say
+from metarl.run.values import write_paths
 from metarl.settings import SettingsError, setting
 
 
@@ -76,10 +77,10 @@ def _main(argv: list[str]) -> int:
 
 def _make(settings: ReportSettings, paths: Sequence[pathlib.Path]) -> None:
     """Evaluate all runs and diagnose the first; what fails has said why."""
-    others = ",".join(f"'{str(path).replace(chr(39), 2 * chr(39))}'" for path in paths[1:])
+    others = [str(path) for path in paths[1:]]
     words = [
         f"run={paths[0]}",
-        *([f"compare=[{others}]"] if others else []),
+        *([f"compare={write_paths(others)}"] if others else []),
         f"tasks={settings.tasks}",
         f"steps={settings.steps}",
     ]

@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: pathlib.Path) -> No
     assert {re.sub(r"(/__init__)?\.py$", "", name) for name in held} == wanted
     assert "metarl/py.typed" in names
     assert {n for n in names if n.startswith("metarl/pages/")} == {
-        f"metarl/pages/{p.name}" for p in ROOT.glob("metarl/pages/*")
+        str(p.relative_to(ROOT)) for p in ROOT.glob("metarl/pages/**/*") if p.is_file()
     }
     assert "metarl/envs/locomotion/halfcheetah.py" in names
     assert any(name.startswith(info) and name.endswith("LICENSE") for name in names)

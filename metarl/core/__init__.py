@@ -1,4 +1,7 @@
-"""The meta-core: adapt, differentiate through adapting, update. It knows tensors, and neither rewards nor images."""
+"""The meta-core: adapt, differentiate through adapting, update. It knows tensors, and neither rewards nor images.
+
+``Params`` are parameters by name, a ``dict[str, Tensor]``: a model's own, or those of M tasks, which lead with M.
+"""
 
 from metarl.core.adapt import Objective, Outcome, Terms, adapt
 from metarl.core.descent import SGD, Adam, ProMP, Reptile

@@ -134,7 +134,7 @@ class Conv4:
         for block in range(self.blocks):
             own = dict(_under(params, f"{block}."))
             x = _convolved(x, own, tasks, stride)
-            own = {name: value.expand(tasks, *value.shape[1:]) for name, value in own.items()}
+            own = {name: value.expand(tasks, -1) for name, value in own.items() if value.dim() == 2}
             x = functional.relu(norm.normalized(self.normalization, x, own, reference), inplace=True)
             x = x if stride == 2 else functional.max_pool2d(x, 2)
         x = x.mean((2, 3)) if stride == 2 else x
@@ -154,6 +154,8 @@ def _convolved(x: Tensor, own: Params, tasks: int, stride: int) -> Tensor:
     """Convolve maps (N, M*C, H, W) with filters of M rows, as groups, or of one row, which all tasks share as one batch."""
     groups = len(own["weight"])
     bias = own["bias"].flatten() if "bias" in own else None
+    if groups == tasks:
+        return functional.conv2d(x, own["weight"].flatten(0, 1), bias, stride=stride, padding=1, groups=groups)
     maps = x.reshape(-1, x.shape[1] * groups // tasks, *x.shape[2:])
     maps = functional.conv2d(maps, own["weight"].flatten(0, 1), bias, stride=stride, padding=1, groups=groups)
     return maps.reshape(len(x), -1, *maps.shape[2:])

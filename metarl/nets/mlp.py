@@ -17,11 +17,13 @@ class MLP:
     """Fully connected layers with one activation between them.
 
     Parameters are ``{i}.weight`` (in, out) and ``{i}.bias`` (out,), initialised as in the MAML-RL codes: Xavier uniform
-    weights (Glorot and Bengio, 2010), zero biases.
+    weights (Glorot and Bengio, 2010), zero biases. With ``std`` the weights are normal, drawn again beyond two standard
+    deviations, as in the MAML paper's regression (0.01).
 
     Attributes:
         sizes: inputs, hidden widths, outputs.
         activation: ``"tanh"`` or ``"relu"``.
+        std: standard deviation of untrained weights; None for Xavier's.
 
     Example:
         >>> net = MLP((2, 8, 1))
@@ -32,6 +34,7 @@ class MLP:
 
     sizes: tuple[int, ...]
     activation: str = "tanh"
+    std: float | None = None
 
     def __post_init__(self) -> None:
         """Check the activation's name."""
@@ -42,8 +45,13 @@ class MLP:
         """Return fresh parameters."""
         params: Params = {}
         for layer, (inputs, outputs) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
-            bound = math.sqrt(6.0 / (inputs + outputs))
-            params[f"{layer}.weight"] = (torch.rand(inputs, outputs, generator=generator) * 2 - 1) * bound
+            weight = torch.empty(inputs, outputs)
+            if self.std is None:
+                bound = math.sqrt(6.0 / (inputs + outputs))
+                weight = (torch.rand(inputs, outputs, generator=generator) * 2 - 1) * bound
+            else:
+                torch.nn.init.trunc_normal_(weight, 0.0, self.std, -2 * self.std, 2 * self.std, generator)
+            params[f"{layer}.weight"] = weight
             params[f"{layer}.bias"] = torch.zeros(outputs)
         return params
 

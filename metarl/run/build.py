@@ -180,7 +180,7 @@ def _shared(columns: Columns, outputs: int, steps: int, net: Callable[[int, int,
 def _net(run: RunSettings, context: int, memory: int, inputs: int, outputs: int, steps: int) -> Net:
     if memory:
         return GRU(inputs, memory, (*run.hidden_sizes, outputs), steps, run.activation)
-    net = MLP((inputs + context, *run.hidden_sizes, outputs), run.activation)
+    net = MLP((inputs + context, *run.hidden_sizes, outputs), run.activation, run.weight_std)
     return ContextNet(net, context) if context else net
 
 

@@ -53,6 +53,7 @@ class RunSettings:
     hidden_sizes: tuple[int, ...] = setting((64, 64), "widths of the network's hidden layers", low=1, high=1_000_000)
     activation: str = setting("tanh", "between the layers", choices=("tanh", "relu"))
     network: str = setting("auto", "auto: conv4 for images, mlp for vectors", choices=("auto", "mlp", "conv4"))
+    weight_std: float | None = setting(None, "of untrained weights, normal within two; null: Xavier's (mlp)", above=0)
     filters: int = setting(64, "channels of a convolutional layer (conv4)", low=1, high=1_000_000)
     downsampling: str = setting("stride", "how a layer halves an image (conv4)", choices=("stride", "pool"))
     normalization: str = setting(
@@ -269,6 +270,8 @@ def _refuse_without_effect(config: RunConfig, given: Mapping[str, Any]) -> None:
     run, reasons = config.run, dict[str, str]()
     if run.inner_surrogate != "loaded-dice":
         reasons["dice_decay"] = f"inner_surrogate={run.inner_surrogate}, which has no decay"
+    if "memory_size" in config.algo_settings:
+        reasons["weight_std"] = f"algo={config.algo}, whose network is recurrent"
     if "solver_steps" in config.algo_settings and "dice" in run.inner_surrogate:
         reasons["inner_surrogate"] = f"algo={config.algo}: its solver compares losses, and DiCE's are 0 everywhere"
     if run.inner_steps == 0 and run.exploration:
@@ -283,7 +286,7 @@ def _refuse_without_effect(config: RunConfig, given: Mapping[str, Any]) -> None:
             raise SettingsError(f"{key}={given[key]} has no meaning with {reason}; leave {key}= out")
 
 
-_CONV, _MLP = {"filters", "downsampling", "normalization"}, {"hidden_sizes", "activation"}
+_CONV, _MLP = {"filters", "downsampling", "normalization"}, {"hidden_sizes", "activation", "weight_std"}
 
 
 def convolutional(config: RunConfig, spec: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 _QUOTED = r"""'(?:[^']|'')*'|"(?:[^"]|"")*\""""
@@ -79,6 +80,24 @@ def read_paths(text: str) -> tuple[str, ...]:
         return (text,)
     inside = text[1:-1]
     return tuple(_unquoted(item.strip()) for item in _split(inside, _PATH)) if inside.strip() else ()
+
+
+def write_paths(paths: Sequence[str]) -> str:
+    """Return text that :func:`read_paths` reads, as simple as it can be: brackets around several, quotes where they must be.
+
+    >>> write_paths(["runs/a", "it's"]), write_paths(["runs/a"]), write_paths(["odd,name"])
+    ("[runs/a,it's]", 'runs/a', 'odd,name')
+    """
+    if len(paths) == 1 and read_paths(paths[0]) == (paths[0],):
+        return paths[0]
+    return f"[{','.join(_quoted(path) for path in paths)}]"
+
+
+def _quoted(path: str) -> str:
+    """Quote a name that would be read as something else in a list."""
+    if path.strip() == path != "" and "," not in path and path[0] not in "'\"":
+        return path
+    return "'" + path.replace("'", "''") + "'"
 
 
 def _split(text: str, element: re.Pattern[str]) -> list[str]:

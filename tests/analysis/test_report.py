@@ -7,6 +7,7 @@ import html.parser
 import json
 import pathlib
 import re
+import shlex
 import shutil
 import xml.etree.ElementTree
 
@@ -153,6 +154,7 @@ def test_everything_by_one_command(copied, reported):
     _, page = reported(run, other, "make=true", "tasks=3", "steps=1", "best=0")
     curve = json.loads((run / "evaluation" / "curve.json").read_text())
     assert list(curve["runs"]) == ["run", "it's"]
+    assert f"compare={other}" in shlex.split(curve["command"])  # no brackets, no quotes of its own
     assert len(curve["tasks"]) == 3
     assert "Diagnosis of run" in page.text
     assert "R = " in page.text

@@ -105,6 +105,19 @@ def test_every_row_uses_its_own_parameters_and_inputs():
         torch.testing.assert_close(whole[m], expected, rtol=1e-12, atol=1e-13)
 
 
+def test_a_standard_deviation_replaces_xaviers():
+    """The MAML paper's regression starts from small weights, which decides how many updates its result survives."""
+    params = MLP((400, 300, 1), std=0.01).init(torch.Generator().manual_seed(0))
+    weight = params["0.weight"]
+    # a normal distribution cut at two deviations has 0.8796 of the deviation (1 - 4 phi(2) / (2 Phi(2) - 1), its square root)
+    assert float(weight.std()) == pytest.approx(0.01 * 0.8796, rel=0.01)
+    assert float(weight.mean()) == pytest.approx(0.0, abs=1e-4)
+    assert float(weight.abs().max()) <= 0.02
+    assert float(params["0.bias"].abs().max()) == 0
+    again = MLP((400, 300, 1), std=0.01).init(torch.Generator().manual_seed(0))
+    assert torch.equal(weight, again["0.weight"])
+
+
 def test_initialisation_is_xavier_uniform_with_zero_biases_and_the_generators():
     """Bound sqrt(6 / (in + out)); the same generator gives the same values."""
     net = MLP((50, 200, 2))

@@ -211,6 +211,18 @@ def test_path_lists(text: str, wanted: tuple[str, ...]) -> None:
     assert values.read_paths(text) == wanted
 
 
+def test_paths_are_written_as_they_are_read() -> None:
+    """Catches a name that comes back as another, alone or beside others, and quotes that nobody needs."""
+    names = ["a", "a,b", "it's", "'q'", "'a", "b'", '"', "[x]", "[x", "y]", " s ", "a b", "", "null", "''", "c'd,e"]
+    for one in names:
+        assert values.read_paths(values.write_paths([one])) == (one,)
+        for other in names:
+            assert values.read_paths(values.write_paths([one, other, "z"])) == (one, other, "z")
+    assert values.write_paths([]) == "[]"
+    assert values.write_paths(["runs/a"]) == "runs/a"
+    assert values.write_paths(["runs/a-s0", "runs/b's"]) == "[runs/a-s0,runs/b's]"
+
+
 def test_other_schemas_share_the_parser() -> None:
     """Catches a second command that knows types, ranges or nearest names less well than the first."""
     assert arguments.parse(["steps=0", "rollouts=[0,1,5]"], Plain) == {"steps": 0, "rollouts": (0, 1, 5)}
