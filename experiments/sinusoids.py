@@ -34,6 +34,7 @@ MEMBERS: Mapping[str, Sequence[str]] = {
 PAPER: Mapping[str, Sequence[float]] = {"maml": (0.67, 0.38, 0.35), "pretrained": (2.41, 2.23, 2.19)}
 SHOTS, SHOWN, STEPS = (5, 10), (0, 1, 5, 10), 10
 _TINY = ("iterations=4", "eval_every=2", "eval_tasks=2", "hidden_sizes=[8]", "meta_batch_size=3")
+_DIVERGED = 10.0  # times the error before adapting
 _QUERIES = 100  # of a test task: the error of a whole wave, not of the few points that the paper has
 _GRID = np.linspace(-5.0, 5.0, 200, dtype=np.float32)
 
@@ -101,12 +102,12 @@ def run(scale: Scale, train: bool, evaluate: bool) -> int:
 
 
 def plan(scale: Scale, name: str, seed: int) -> list[str]:
-    """Return the settings of a training: the paper's, which but for the weights it starts from are the family's.
+    """Return the settings of a training beside the family's own, which but for the first weights are the paper's.
 
     Validation adapts as often as the test does: after one update it would not see that later ones diverge.
     """
     words = ["threads=1", f"iterations={scale.iterations}", "eval_tasks=200", f"eval_steps={STEPS}", f"seed={seed}"]
-    words = [*words, "weight_std=0.01", *MEMBERS[name], *(_TINY if scale.tiny else ()), *scale.words]
+    words = [*words, *MEMBERS[name], *(_TINY if scale.tiny else ()), *scale.words]
     return [f"{key}={value}" for key, value in dict(word.split("=", 1) for word in words).items()]
 
 
@@ -132,7 +133,15 @@ def _judged(name: str, agents: Sequence[Agent], shots: int, scale: Scale) -> dic
         steps = 0 if name == "oracle" else STEPS
         curve = update_curve(learner, agent.meta, _tested(learner, scale.tasks), (0, TEST, 1), steps, rates[-1])
         values.append(curve.values)
-    return {"rates": [list(rate) for rate in rates], **recording.mean_of_seeds(np.stack(values))}
+    stacked = np.stack(values)
+    return {"rates": [list(rate) for rate in rates], **recording.mean_of_seeds(stacked), **divergence(stacked)}
+
+
+def divergence(values: np.ndarray) -> dict[str, Any]:
+    """Count the tasks of each seed (S, K+1, M) that end far above where they began, and average the others' curves."""
+    apart = ~(values[:, -1] <= _DIVERGED * values[:, 0])  # not a number is not below, either
+    rest = [seed[:, ~gone].mean(-1).tolist() for seed, gone in zip(values, apart, strict=True) if not gone.all()]
+    return {"diverged": apart.sum(-1).tolist(), "without_diverged": np.mean(rest, axis=0).tolist() if rest else []}
 
 
 def _rates(name: str, agent: Agent, learner: MetaLearner, held: int) -> tuple[float, ...]:
@@ -170,6 +179,12 @@ def report(result: Mapping[str, Any]) -> str:
         each = ["/".join(f"{seed[k]:.3f}" for k in SHOWN[1:]) for seed in found["each_seed"]]
         each = [one.replace("nan", "diverged") for one in each]
         lines.append(f"- MAML, {shots} shots, each seed after {'/'.join(map(str, SHOWN[1:]))}: {', '.join(each)}")
+        if sum(found["diverged"]) and found["without_diverged"]:
+            rest = "/".join(f"{found['without_diverged'][k]:.3f}" for k in SHOWN[1:])
+            lines.append(
+                f"- of each seed's tasks {', '.join(map(str, found['diverged']))} end at more than {_DIVERGED:g} times their error"
+                f" before adapting; without them: {rest}"
+            )
     return "\n".join([*lines, *recording.origin({"runs": result["runs"], "evaluation": result["command"]})])
 
 

@@ -189,6 +189,18 @@ def test_reinforcement_learning_has_no_protocols():
         shot_domain(metarl.build("navigation-2d"))
 
 
+def test_tasks_that_diverge_are_counted_and_left_out_of_a_mean_of_their_own():
+    """One of 600 tasks makes a mean of billions, which hides what happens to the other 599."""
+    good = [[4.0, 2.0, 1.0], [6.0, 4.0, 3.0]]
+    seeds = np.array([[*good, [1.0, 5.0, 1e9]], [*good, [1.0, 5.0, np.nan]], [*good, [1.0, 5.0, 10.0]]]).swapaxes(1, 2)
+    found = sinusoids.divergence(seeds)
+    assert found["diverged"] == [1, 1, 0]
+    np.testing.assert_allclose(
+        found["without_diverged"], [(5 + 5 + 11 / 3) / 3, (3 + 3 + 11 / 3) / 3, (2 + 2 + 14 / 3) / 3]
+    )
+    assert sinusoids.divergence(np.full((1, 3, 2), np.nan))["without_diverged"] == []
+
+
 def test_sinusoids_from_training_to_table(small, monkeypatch, capsys):
     """MAML's seeds, both references, the paper's numbers; the fits are those of the evaluation's parameters."""
     monkeypatch.setattr(recording, "python", lambda module, *words: train.main(list(words)))
