@@ -242,7 +242,8 @@ def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str
         tasks = agents["own"].learner.domain.sample_tasks(settings.tasks, "test", (0, _FRESH))
         rates = chosen_rates(agents["own"], min(20, settings.tasks), settings.updates)
         stages = adapted(agents["own"], tasks, (0, _FRESH, 1), settings.updates, rates)
-        name = f"{label} at {agents['own'].iteration}"  # a run that was trained on is another
+        steps = "/".join(f"{rate:g}" for rate in rates)
+        name = f"{label} at {agents['own'].iteration}, rates {steps}"  # trained on, or adapted otherwise, it is another
         for task in range(len(tasks)):
             cut = slice(task, task + 1)
             keys = {}

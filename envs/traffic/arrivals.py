@@ -88,7 +88,7 @@ def swell(time: Tensor, height: Tensor, middle: Tensor, width: Tensor) -> Tensor
 def course(seconds: Tensor, given: Tensor, eastwards: Sequence[int]) -> Tensor:
     r"""Return the demand in some seconds relative to the base, $s(t)\, (1 + d_e T (1 - 2 \min(t / t_T, 1)))$, (seconds, E, B).
 
-    With the peak's factor s (:func:`swell`). While the tide turns, it changes nothing on average.
+    With the peak's factor s (:func:`swell`). While the tide turns, it changes nothing on average of a demand without a peak.
 
     Args:
         seconds: t, (seconds,).

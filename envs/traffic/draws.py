@@ -185,7 +185,7 @@ class Growth(NamedTuple):
 
 def growth(draws: Draws, band: str) -> Growth | None:
     """Draw by how much the demand of a band exceeds the usual, after everything else; None for the usual one."""
-    if band == "tidal":  # as much on the whole
+    if band == "tidal":  # about as much on the whole
         return Growth(np.ones((1, len(draws.unit))), _MOST_DEMAND / (1.0 + _TIDE))
     return Growth(draws.uniform(*_HEAVY), _MOST_DEMAND) if band == "heavy" else None
 

@@ -7,8 +7,9 @@ Shapes: M tasks, N samples of a task, P meta-parameters. Data are opaque: anythi
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -176,10 +177,11 @@ class Objective:
 
         terms: list[Terms] = []
 
-        def gradients() -> Iterator[Params]:
-            for one, gradient in self.workers.each(part, self._chunks()):
-                terms.append(one)
-                yield gradient
+        def gradients() -> Generator[Params, None, None]:
+            with contextlib.closing(self.workers.each(part, self._chunks())) as parts:
+                for one, gradient in parts:
+                    terms.append(one)
+                    yield gradient
 
         average = self._average(gradients())
         return self._mean(terms), average
@@ -264,9 +266,10 @@ class Objective:
         kl = [part.kl for part in parts if part.kl is not None]
         return Outcome(loss, torch.cat(kl).mean().item() if kl else 0.0)
 
-    def _average(self, parts: Iterable[Params]) -> Params:
+    def _average(self, parts: Generator[Params, None, None]) -> Params:
         """Add the chunks' sums in the order of the chunks, as they come, and divide by the number of tasks."""
-        total = functools.reduce(lambda a, b: {name: value + b[name] for name, value in a.items()}, parts)
+        with contextlib.closing(parts):  # an interrupt while adding ends the chunks, too
+            total = functools.reduce(lambda a, b: {name: value + b[name] for name, value in a.items()}, parts)
         return {name: value / self.query.num_tasks for name, value in total.items()}
 
 

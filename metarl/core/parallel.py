@@ -8,7 +8,7 @@ operation. Results are added in the order of the chunks: they do not depend on t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ class Workers:
         """Return ``[function(item) for item in items]``; the first exception is raised after all have ended."""
         return list(self.each(function, items))
 
-    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """Yield the same one after the other and keep none, for whoever adds them up."""
         if self.device.type != "cpu":
             yield from map(function, items)

@@ -7,6 +7,7 @@ import ctypes
 # mallopt's parameters, from malloc.h of the GNU C library
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _BYTES = 1 << 30
+_OLDER = 32 << 20  # the most that older versions take for the first of them
 
 
 def keep_freed_memory() -> bool:
@@ -17,12 +18,12 @@ def keep_freed_memory() -> bool:
     to be started after this: a thread's own arena is of pieces of 64 MB, which go back to the system whatever they are told.
 
     Returns:
-        Whether the C library knows how; elsewhere nothing happens.
+        Whether the C library knows how; elsewhere nothing happens, because the other two alone would map everything afresh.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_MMAP_THRESHOLD, _BYTES), (_TRIM_THRESHOLD, _BYTES), (_ARENA_MAX, 1))
-    taken = [bool(mallopt(parameter, value)) for parameter, value in settings]
-    return all(taken)
+    if not (mallopt(_MMAP_THRESHOLD, _BYTES) or mallopt(_MMAP_THRESHOLD, _OLDER)):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, _BYTES)) and bool(mallopt(_ARENA_MAX, 1))
