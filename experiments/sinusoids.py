@@ -202,9 +202,13 @@ def draw_errors(result: Mapping[str, Any], path: pathlib.Path) -> None:
                 continue
             axes.plot(mean, marker="o", ms=3, color=colour, label=name)
             axes.fill_between(range(len(mean)), *ends.T, color=colour, alpha=0.2, linewidth=0)
+            gone, rest = sum(row[str(shots)]["diverged"]), row[str(shots)]["without_diverged"]
+            if gone and rest:
+                axes.plot(rest, ":", color=colour, label=f"{name}, without {gone} diverging task{'s' * (gone > 1)}")
             if shots == SHOTS[0] and name in result["paper"]:
                 axes.plot(SHOWN[1:], result["paper"][name], "x", color=colour, label=f"{name}, the paper's")
         axes.set_yscale("log")
+        axes.set_ylim(5e-4, 20)  # a mean with a diverging task would leave nothing else to see
         axes.set_title(f"{shots} shots", fontsize=10)
         axes.set_xlabel("inner updates")
         axes.grid(alpha=0.3)
