@@ -15,8 +15,7 @@ def keep_freed_memory() -> bool:
 
     An activation of a chunk is a few MB: by default each is mapped afresh, and every page of it is a fault when it is first
     written. Without that the meta-update takes some 7 % less time (measured). The process keeps what it once needed.
-    Threads keep arenas of their own: one for all saves pooled convolutions 29,000 page faults a meta-gradient, but two threads
-    that wait for each other's allocations take a quarter longer or more on strided ones (measured).
+    Threads keep arenas of their own, so that they do not wait for each other's allocations.
 
     Returns:
         Whether the C library knows how; elsewhere nothing happens, because the other alone would map everything afresh.
