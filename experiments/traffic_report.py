@@ -1,7 +1,9 @@
 """Tables and pictures of policies for traffic signals beside the controllers, made from their summary alone.
 
-Times are mean times of a trip, s. Kinds of runs: ``maml``; ``pretrained``, which never adapted in training and had as many samples;
-``oracle``, which sees the task. Shapes: S seeds, K updates, M tasks, A arrivals (episodes).
+Times are mean times of a trip, s. Kinds of runs: ``start``, with whose parameters ``maml`` starts; ``pretrained``, which never
+adapted in training and had as many samples as those two; ``oracle``, which sees the task.
+
+Shapes: S seeds, K updates, M tasks, A arrivals (episodes).
 """
 
 from __future__ import annotations
@@ -77,7 +79,10 @@ def _made(summary: Mapping[str, Any]) -> list[str]:
     missing = [label for label in summary["planned"] if label not in summary["runs"]]
     if missing:
         lines += ["", f"Not run yet, and so not shown: {', '.join(missing)}."]
-    steps = [run["env_steps"] for run in summary["runs"].values()]
+    # MAML's samples are its own and those of the run that it starts from
+    own = {label: run["env_steps"] for label, run in summary["runs"].items()}
+    steps = [own[x] + own.get(x.replace("maml", "start"), 0) * x.startswith("maml") for x in summary["rates"]]
+    steps += [own[label] for label in own if label.startswith("oracle")]
     if max(steps) > 1.02 * min(steps):
         lines += ["", "The runs have not all had as many samples: what compares them is not the last word."]
     return lines

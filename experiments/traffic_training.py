@@ -1,7 +1,8 @@
 """Policies for traffic signals beside the controllers: ``python -m experiments.traffic train``.
 
-Trains (or resumes) under ``runs/ENV-policies/`` MAML, a policy that never adapts in training (domain-randomised, with as many
-samples), and one that sees the task; adapts the first two to held-out tasks, on the grid of training, on 4x4, on a street of six
+Trains (or resumes) under ``runs/ENV-policies/`` a policy that never adapts in training (``start``), from its parameters MAML, the
+same policy trained on without adapting (``pretrained``, domain-randomised, with as many samples in all), and one that sees the
+task (``oracle``, likewise); adapts the second and the third to held-out tasks, on the grid of training, on 4x4, on a street of six
 intersections and with demand beyond training's, and judges everybody on the same tasks and arrivals by the mean time of a
 trip. Results: ``summary.json``, ``summary.md``, learning and adaptation curves and a film strip under
 ``experiments/results/ENV-policies/``, beside the runs (:mod:`experiments.traffic_report`).
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from metarl.envs.traffic.headroom import Actions, Player
     from metarl.families import Tasks
 
+# An inner update of one policy's gradient on few episodes is noise: MAML has 40 of a task, and starts from a policy that
+# already controls traffic.
+_MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.05")
+_MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration without an inner update, 20 tasks and 10 episodes
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
 # Adaptation and scores of held-out tasks, and its rates, are drawn apart from training's and from each other's.
 _ADAPT, _TUNE = 11, 12
@@ -43,9 +48,8 @@ class Settings:
     """What this experiment can be told."""
 
     env: str = setting("traffic-grid", "the family")
-    iterations: int = setting(
-        150, "of MAML; the others, with half the samples in an iteration, have twice as many", low=1
-    )
+    iterations: int = setting(60, "of MAML; the others have as many samples in all", low=1)
+    start: int = setting(300, "iterations without adapting, with whose parameters MAML starts", low=1)
     seeds: int = setting(3, "seeds of MAML and of the policy that never adapts in training", low=1)
     tasks: int = setting(40, "held-out tasks", low=2)
     arrivals: int = setting(4, "episodes of each, the same for everybody", low=2)
@@ -61,7 +65,7 @@ def train(argv: Sequence[str]) -> int:
     """Train, judge, summarise; return the exit code."""
     settings = Settings(**parse(argv, Settings))
     if settings.tiny:
-        settings = dataclasses.replace(settings, iterations=1, seeds=1, tasks=2, arrivals=2, steps=1, larger=3)
+        settings = dataclasses.replace(settings, iterations=1, start=1, seeds=1, tasks=2, arrivals=2, steps=1, larger=3)
     _refuse_others(settings.env)
     runs, results = recording.folders(f"{settings.env}-policies", settings.tiny)
     members = _members(settings)
@@ -72,7 +76,8 @@ def train(argv: Sequence[str]) -> int:
     if settings.train:
         recording.train(settings.env, runs, members)
     labels = recording.trained(runs, members)
-    summary = judge(settings, runs, labels)
+    summary = judge(settings, runs, [label for label in labels if not label.startswith("start")])
+    summary["runs"] = {label: recording.facts(runs / label) for label in labels}
     summary["evaluation"] = shlex.join(["python", "-m", "experiments.traffic", "train", *argv])
     summary["planned"] = {label: _iterations(words) for label, words in members.items()}
     results.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,7 @@ def _film(settings: Settings, summary: Mapping[str, Any], runs: pathlib.Path, re
     from metarl.analysis.agent import load
     from metarl.core.params import rows
 
-    label = next((label for label in summary["runs"] if label.startswith("maml")), None)
+    label = next((label for label in summary["rates"] if label.startswith("maml")), None)
     if label is None:
         return
     course = np.array(summary["grids"]["trained on"]["times"][label]).mean(-1)
@@ -120,19 +125,23 @@ def _iterations(words: Sequence[str]) -> int:
 
 
 def _members(settings: Settings) -> dict[str, Sequence[str]]:
-    budget = TINY if settings.tiny else (f"iterations={settings.iterations}",)
-    # without an inner update an iteration samples half as much: twice as many of them, hence as many samples
-    twice = budget if settings.tiny else (f"iterations={2 * settings.iterations}",)
-    kinds = {
-        "maml": (settings.seeds, budget),
-        "pretrained": (settings.seeds, ("inner_steps=0", *twice)),
-        "oracle": (1, ("inner_steps=0", "env.oracle=true", *twice)),
+    runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
+    whole = f"iterations={settings.start + _MORE * settings.iterations}"
+    kinds: dict[str, tuple[int, Sequence[str]]] = {
+        "start": (settings.seeds, ("inner_steps=0", f"iterations={settings.start}")),
+        "maml": (settings.seeds, (*_MAML, f"iterations={settings.iterations}")),
+        "pretrained": (settings.seeds, ("inner_steps=0", whole)),
+        "oracle": (1, ("inner_steps=0", "env.oracle=true", whole)),
     }
-    return {
-        f"{kind}-s{seed}": (f"seed={seed}", "threads=1", *words)
-        for kind, (seeds, words) in kinds.items()
-        for seed in range(seeds)
-    }
+    members: dict[str, Sequence[str]] = {}
+    for kind, (seeds, words) in kinds.items():
+        for seed in range(seeds):
+            several = ["threads=1", *words, *(TINY if settings.tiny else ())]
+            if kind == "maml":
+                several.append(f"init_from={runs / f'start-s{seed}'}")
+            told = dict(word.split("=", 1) for word in several)  # a tiny one's last word counts
+            members[f"{kind}-s{seed}"] = [f"seed={seed}", *(f"{name}={value}" for name, value in told.items())]
+    return members
 
 
 def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict[str, Any]:
@@ -153,8 +162,7 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
         found = _controllers(settings, next(iter(agents.values())), tasks)
         courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
         grids[name] = {**found, "times": courses}
-    facts = {label: recording.facts(runs / label) for label in labels}
-    return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, "runs": facts, **provenance()}
+    return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, **provenance()}
 
 
 def _places(settings: Settings) -> dict[str, dict[str, Any]]:

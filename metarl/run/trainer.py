@@ -207,8 +207,8 @@ def restored(
     _refuse_other_network(meta, own, where)
     statistics = groups["statistics"]  # they stay on the CPU
     if statistics.keys() != learner.domain.learned([]).keys():
-        own = str(bool(statistics)).lower()
-        raise SettingsError(f"{where} was trained with normalize_observations={own}; use the same here")
+        told = str(bool(statistics)).lower()
+        raise SettingsError(f"{where} was trained with normalize_observations={told}; use the same here")
     state = MetaState(meta, outer, record["iteration"], record["env_steps"], record["seed"], statistics)
     return state, Best(**record["best"]) if record["best"] else None
 
