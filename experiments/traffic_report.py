@@ -1,7 +1,8 @@
 """Tables and pictures of policies for traffic signals beside the controllers, made from their summary alone.
 
 Times are mean times of a trip, s. Kinds of runs: ``start``, with whose parameters ``maml`` starts; ``pretrained``, which never
-adapted in training and had as many samples as those two; ``oracle``, which sees the task.
+adapted in training and had as many samples as those two; ``oracle``, which sees the task;
+``specialist``, the pretrained policy after training on each task alone.
 
 Shapes: S seeds, K updates, M tasks, A arrivals (episodes).
 """
@@ -20,6 +21,7 @@ _KINDS = {
     "maml": "MAML",
     "pretrained": "domain-randomised, as many samples",
     "oracle": "sees the task",
+    "specialist": "the pretrained policy trained on, on each task alone",
 }
 
 
@@ -138,9 +140,13 @@ def _comparisons(found: Mapping[str, Any]) -> list[str]:
     for k in range(1, adapted.shape[1]):
         gains = 1 - adapted[:, k].mean(-1) / adapted[:, 0].mean(-1)
         lines.append(f"- maml after {k} over itself before: {_estimate(gains)} %{_each(100 * gains.mean(1), 1)}")
-    if "oracle" in several:
-        end = np.mean(list(several["oracle"].values()), axis=0)[0]
-        lines += _closed("the policy that sees the task", adapted, start, end)
+    for kind, what in (
+        ("oracle", "the policy that sees the task"),
+        ("specialist", "a policy trained on the task alone"),
+    ):
+        if kind in several:
+            end = np.mean(list(several[kind].values()), axis=0)[0]
+            lines += _closed(what, adapted, start, end)
     return lines + _closed("each task's own best controller", adapted[..., half:], start[..., half:], own[:, half:])
 
 

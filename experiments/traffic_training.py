@@ -2,10 +2,11 @@
 
 Trains (or resumes) under ``runs/ENV-policies/`` a policy that never adapts in training (``start``), from its parameters MAML, the
 same policy trained on without adapting (``pretrained``, domain-randomised, with as many samples in all), and one that sees the
-task (``oracle``, likewise); adapts the second and the third to held-out tasks, on the grid of training, on 4x4, on a street of six
-intersections and with demand beyond training's, and judges everybody on the same tasks and arrivals by the mean time of a
-trip. Results: ``summary.json``, ``summary.md``, learning and adaptation curves and a film strip under
-``experiments/results/ENV-policies/``, beside the runs (:mod:`experiments.traffic_report`).
+task (``oracle``, likewise); adapts MAML and the pretrained policy to held-out tasks, on the grid of training, on 4x4, on a street
+of six intersections and with demand beyond training's, trains on each task alone what the pretrained policy could be
+(``specialist``), and judges everybody on the same tasks and arrivals by the mean time of a trip. Results: ``summary.json``,
+``summary.md``, learning and adaptation curves and a film strip under ``experiments/results/ENV-policies/``, beside the runs
+(:mod:`experiments.traffic_report`).
 
     python -m experiments.traffic train env=traffic-grid              as recorded
     python -m experiments.traffic train commands=true                 prints the trainings, to run them side by side
@@ -17,6 +18,7 @@ trip. Results: ``summary.json``, ``summary.md``, learning and adaptation curves 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import recording, traffic_report
+from experiments.traffic_store import Store
 from metarl.run.arguments import parse
 from metarl.settings import SettingsError, fields, setting
 
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
 
 # An inner update of one policy's gradient on few episodes is noise: MAML has 40 of a task, and starts from a policy that
 # already controls traffic.
-_MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.05")
+_MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.03")
 _MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration without an inner update, 20 tasks and 10 episodes
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
+# Episodes and largest mean KL of an update of a policy of one task's own.
+_ALONE, _ALONE_KL = 100, 0.02
 # Adaptation and scores of held-out tasks, and its rates, are drawn apart from training's and from each other's.
 _ADAPT, _TUNE = 11, 12
 
@@ -48,12 +53,13 @@ class Settings:
     """What this experiment can be told."""
 
     env: str = setting("traffic-grid", "the family")
-    iterations: int = setting(60, "of MAML; the others have as many samples in all", low=1)
+    iterations: int = setting(50, "of MAML; the others have as many samples in all", low=1)
     start: int = setting(300, "iterations without adapting, with whose parameters MAML starts", low=1)
     seeds: int = setting(3, "seeds of MAML and of the policy that never adapts in training", low=1)
     tasks: int = setting(40, "held-out tasks", low=2)
     arrivals: int = setting(4, "episodes of each, the same for everybody", low=2)
     steps: int = setting(3, "most inner updates", low=1)
+    alone: int = setting(30, "updates of a policy of each held-out task's own; 0 leaves them out", low=0)
     larger: int = setting(4, "rows and columns of the grid that nobody was trained on", low=1, high=20)
     beyond: bool = setting(True, "judge on a street and on other bands of demand, too")
     train: bool = setting(True, "false judges what is there")
@@ -65,7 +71,9 @@ def train(argv: Sequence[str]) -> int:
     """Train, judge, summarise; return the exit code."""
     settings = Settings(**parse(argv, Settings))
     if settings.tiny:
-        settings = dataclasses.replace(settings, iterations=1, start=1, seeds=1, tasks=2, arrivals=2, steps=1, larger=3)
+        settings = dataclasses.replace(
+            settings, iterations=1, start=1, seeds=1, tasks=2, arrivals=2, steps=1, alone=1, larger=3
+        )
     _refuse_others(settings.env)
     runs, results = recording.folders(f"{settings.env}-policies", settings.tiny)
     members = _members(settings)
@@ -157,10 +165,13 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
     rates = {label: chosen_rates(load(runs / label), held, settings.steps) for label in adapting}
     grids = {}
     for name, changes in _places(settings).items():
+        specialist = next((x for x in labels if x.startswith("pretrained")), None) if not changes else None
         agents = {label: load(runs / label, env_settings=changes) for label in labels}
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
         courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
+        if specialist is not None and settings.alone:
+            courses["specialist-s0"] = [_alone(settings, runs, specialist, agents[specialist], tasks)]
         grids[name] = {**found, "times": courses}
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, **provenance()}
 
@@ -229,6 +240,42 @@ def _course(settings: Settings, agent: Agent, rates: Sequence[float] | None, tas
     """Return the mean times of a run's policies before and after every update, (updates + 1, tasks, arrivals)."""
     stages = adapted(agent, tasks, (0, _ADAPT, 1), 0 if rates is None else settings.steps, rates or ())
     return [times(agent, params, tasks, range(settings.arrivals)).tolist() for params in stages]
+
+
+def _alone(settings: Settings, runs: pathlib.Path, label: str, agent: Agent, tasks: Tasks) -> list[Any]:
+    """Return the mean times (tasks, arrivals) of policies that were trained on from a run's, each on one task alone.
+
+    What is known of a task is kept, so that this goes on where it was stopped.
+    """
+    from metarl.core.params import expand
+
+    known = {"run": label, "at": agent.iteration, **{x: getattr(settings, x) for x in ("tasks", "arrivals", "alone")}}
+    store = Store(runs / "specialists.jsonl", known)
+
+    def played(task: Tasks) -> np.ndarray:
+        params = expand(specialist(agent, task, settings.alone, 2 if settings.tiny else _ALONE), 1)
+        return times(agent, params, task, range(settings.arrivals))[0]
+
+    for row in range(len(tasks)):
+        store(f"task {row}", functools.partial(played, tasks.rows([row])))
+    return [store.times[f"task {row}"] for row in range(len(tasks))]
+
+
+def specialist(agent: Agent, task: Tasks, updates: int, episodes: int) -> Params:
+    """Train a policy on from an agent's on one task alone, by so many trust-region updates of so many episodes each."""
+    from metarl.analysis.restricted import restricted
+    from metarl.core import TRPO
+    from metarl.rl.domain import RLDomain
+
+    one = restricted(agent.learner, task)
+    assert isinstance(one.domain, RLDomain)
+    assert isinstance(one.outer, TRPO)
+    domain, outer = dataclasses.replace(one.domain, episodes=episodes), dataclasses.replace(one.outer, max_kl=_ALONE_KL)
+    one = dataclasses.replace(one, domain=domain, outer=outer, meta_batch_size=1, inner_steps=0)
+    state = dataclasses.replace(one.init(_ADAPT), meta=agent.meta)
+    for _ in range(updates):
+        state, _ = one.iteration(state)
+    return state.meta
 
 
 def player(agent: Agent, params: Params, tasks: Tasks, episodes: int) -> Player:
