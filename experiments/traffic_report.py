@@ -60,7 +60,7 @@ def report(summary: Mapping[str, Any]) -> str:
         lines += [
             f"Mean time of a trip, s, on {len(found['own']['names'])} held-out tasks of {settings['env']} on a {found['grid']} grid"
             f" ({what}), {settings['arrivals']} episodes of each, the same for everybody; 95 % intervals over tasks. Adaptation"
-            " rates: chosen on validation tasks of the grid of training.",
+            " rates: chosen on validation tasks of the grid of training; an update looks at as many episodes for everybody.",
             "",
             *_table(found, brief=what != "trained on"),
             "",

@@ -162,11 +162,12 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
     torch.set_num_threads(1)
     held = min(20, settings.tasks)
     adapting = [label for label in labels if not label.startswith("oracle")]
-    rates = {label: chosen_rates(load(runs / label), held, settings.steps) for label in adapting}
+    whole = alike({label: load(runs / label) for label in labels})
+    rates = {label: chosen_rates(whole[label], held, settings.steps) for label in adapting}
     grids = {}
     for name, changes in _places(settings).items():
         specialist = next((x for x in labels if x.startswith("pretrained")), None) if not changes else None
-        agents = {label: load(runs / label, env_settings=changes) for label in labels}
+        agents = alike({label: load(runs / label, env_settings=changes) for label in labels})
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
         courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
@@ -174,6 +175,17 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
             courses["specialist-s0"] = [_alone(settings, runs, specialist, agents[specialist], tasks)]
         grids[name] = {**found, "times": courses}
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, **provenance()}
+
+
+def alike(agents: Mapping[str, Agent]) -> dict[str, Agent]:
+    """Let all look at as many episodes of a task before an update as the one that was trained with the most."""
+    from metarl.analysis import curves
+
+    most = max(agent.config.run.episodes_per_task for agent in agents.values())
+    return {
+        label: dataclasses.replace(agent, learner=curves.with_episodes(agent.learner, most))
+        for label, agent in agents.items()
+    }
 
 
 def _places(settings: Settings) -> dict[str, dict[str, Any]]:
