@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 # An inner update of one policy's gradient on few episodes is noise: MAML has 40 of a task, and starts from a policy that
 # already controls traffic.
 _MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.03")
-_MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration without an inner update, 20 tasks and 10 episodes
+_OTHERS = ("meta_batch_size=20", "episodes_per_task=10", "inner_steps=0")
+_MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration of the others
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
 # Episodes and largest mean KL of an update of a policy of one task's own.
 _ALONE, _ALONE_KL = 100, 0.02
@@ -136,10 +137,10 @@ def _members(settings: Settings) -> dict[str, Sequence[str]]:
     runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
     whole = f"iterations={settings.start + _MORE * settings.iterations}"
     kinds: dict[str, tuple[int, Sequence[str]]] = {
-        "start": (settings.seeds, ("inner_steps=0", f"iterations={settings.start}")),
+        "start": (settings.seeds, (*_OTHERS, f"iterations={settings.start}")),
         "maml": (settings.seeds, (*_MAML, f"iterations={settings.iterations}")),
-        "pretrained": (settings.seeds, ("inner_steps=0", whole)),
-        "oracle": (1, ("inner_steps=0", "env.oracle=true", whole)),
+        "pretrained": (settings.seeds, (*_OTHERS, whole)),
+        "oracle": (1, (*_OTHERS, "env.oracle=true", whole)),
     }
     members: dict[str, Sequence[str]] = {}
     for kind, (seeds, words) in kinds.items():
