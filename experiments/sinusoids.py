@@ -104,9 +104,11 @@ def run(scale: Scale, train: bool, evaluate: bool) -> int:
 def plan(scale: Scale, name: str, seed: int) -> list[str]:
     """Return the settings of a training beside the family's own, which but for the first weights are the paper's.
 
-    Validation adapts as often as the test does: after one update it would not see that later ones diverge.
+    Validation adapts as often as the test does, and to many tasks: after one update it would not see that later ones diverge,
+    and of a few tasks none may be the one in a thousand that does.
     """
-    words = ["threads=1", f"iterations={scale.iterations}", "eval_tasks=200", f"eval_steps={STEPS}", f"seed={seed}"]
+    words = ["threads=1", f"iterations={scale.iterations}", "eval_tasks=2000", f"eval_steps={STEPS}"]
+    words += ["checkpoint_every=500", f"seed={seed}"]
     words = [*words, *MEMBERS[name], *(_TINY if scale.tiny else ()), *scale.words]
     return [f"{key}={value}" for key, value in dict(word.split("=", 1) for word in words).items()]
 
