@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import importlib.util
 import json
@@ -319,6 +320,25 @@ def test_results_are_kept_and_faults_left_out(tmp_path, capsys):
     assert calls == [1.0, 3.0]
     assert traffic_store.Store(path, {"rows": 2}).times == {"a": [1.0], "b": [3.0]}
     assert traffic_store.Store(path, {"rows": 3}).times == {}
+
+
+def test_tasks_play_together_and_after_a_fault_alone(tmp_path):
+    """A crash that takes the tasks beside it with it, or a time that ends up at another task."""
+    played = []
+
+    def measure(simulator, rows):
+        played.append((simulator, rows))
+        if simulator == "sumo" and 6 in rows:
+            raise EnvFault("SUMO crashed", np.zeros(1, dtype=int))
+        return np.array([[10.0 * row, 10.0 * row + 2] for row in rows])
+
+    settings = traffic_sumo.Settings(tasks=10, seeds=3)  # 15 simulations of SUMO at once
+    store = traffic_store.Store(tmp_path / "results.jsonl", {})
+    for simulator, missing in (("own", set()), ("sumo", {6})):
+        times = traffic_sumo._together(store, simulator, settings, simulator, functools.partial(measure, simulator))
+        assert times == {row: 10.0 * row + 1 for row in range(10) if row not in missing}
+    several = [("sumo", [0, 1, 2, 3, 4]), ("sumo", [5, 6, 7, 8, 9])]
+    assert played == [("own", list(range(10))), *several, *[("sumo", [row]) for row in range(5, 10)]]
 
 
 @needs_sumo
