@@ -7,13 +7,14 @@ finished is kept in ``references.jsonl`` and ``references/``, so that a command 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import pathlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import metarl.run.arguments as arguments
 from metarl import evaluate
@@ -123,35 +124,58 @@ def _fitting(settings: ReferenceSettings, config: RunConfig) -> list[str]:
     return fitting
 
 
-def _references(settings: ReferenceSettings, methods: Sequence[str], command: str) -> int:
-    from metarl.analysis import references
-    from metarl.analysis.report import writing
-    from metarl.integrations.comparison import Comparison, libraries
-    from metarl.integrations.references import Problem, Score
+class _Ours(NamedTuple):
+    """The meta-learner, and how it did: its entry of ``curve.json`` with the steps that it took before each point."""
+
+    name: str
+    agent: Agent
+    tasks: Tasks
+    curve: dict[str, Any]
+
+
+def _evaluated(settings: ReferenceSettings, evaluated: EvaluateSettings) -> _Ours:
+    """Evaluate the meta-learner, as ``metarl.evaluate`` does."""
     from metarl.rl.domain import RLDomain
     from metarl.rl.trials import bare
-    from metarl.run.directory import EVALUATION
-    from metarl.run.lock import RunLock
-    from metarl.run.provenance import provenance
 
-    evaluated = EvaluateSettings(**{name: getattr(settings, name) for name in _SHARED})
     agent = evaluate.loaded(evaluated, settings.run)
     domain, name = agent.learner.domain, evaluate.names([pathlib.Path(settings.run)])[0]
     assert isinstance(domain, RLDomain)
     evaluate.refuse_rates(name, agent, evaluated)
     tasks = evaluate.held_out(evaluated, agent, settings.tasks)
     curve, note = evaluate.curve_of(name, agent, tasks, evaluated)
-    horizon = bare(domain.family).spec.horizon
-    taken = [count * horizon for count in curve["rollouts"]]
+    taken = [count * bare(domain.family).spec.horizon for count in curve["rollouts"]]
+    if not taken[-1]:
+        raise SettingsError(
+            f"{name} learns from no step of a test task (algo.trial_episodes=1): there is nothing to equal"
+        )
     # whole updates: of a part of one it has nothing
     needs = next(steps for steps, mean in zip(taken, curve["mean"], strict=True) if mean >= curve["mean"][-1])
-    rungs = references.ladder(curve["rollouts"], horizon, settings.multiples)
+    return _Ours(name, agent, tasks, {**curve, "steps": taken, "reaches_the_adapted_policy_after": needs, **note})
+
+
+def _references(settings: ReferenceSettings, methods: Sequence[str], command: str) -> int:
+    from metarl.analysis import references
+    from metarl.analysis.report import writing
+    from metarl.integrations.comparison import Comparison
+    from metarl.integrations.references import Problem, Score
+    from metarl.rl.domain import RLDomain
+    from metarl.run.directory import EVALUATION
+    from metarl.run.lock import RunLock
+
+    evaluated = EvaluateSettings(**{name: getattr(settings, name) for name in _SHARED})
+    ours = _evaluated(settings, evaluated)
+    domain, config, taken = ours.agent.learner.domain, ours.agent.config, ours.curve["steps"]
+    assert isinstance(domain, RLDomain)
+    rungs = references.ladder(taken, settings.multiples)
     # a memory is scored in one long trial, which starts at the seed itself
-    seed, remembers = (*evaluate.stream_of(evaluated), 1), evaluate.remembers(agent.config)
+    seed, remembers = (*evaluate.stream_of(evaluated), 1), evaluate.remembers(config)
     out = pathlib.Path(settings.run) / EVALUATION
-    with writing(out), RunLock(out / ".references.lock"):
+    with contextlib.ExitStack() as held:
+        with writing(out):
+            held.enter_context(RunLock(out / ".references.lock"))
         comparison = Comparison(
-            problem=Problem(agent.config.env, _own(agent), tasks, settings.episodes or domain.episodes),
+            problem=Problem(config.env, _own(config), ours.tasks, settings.episodes or domain.episodes),
             scores=tuple(Score(rung.steps, seed if remembers else (*seed, rung.point)) for rung in rungs),
             most={"sac": max(settings.sac_steps, taken[-1])},
             seeds=settings.seeds,
@@ -160,18 +184,9 @@ def _references(settings: ReferenceSettings, methods: Sequence[str], command: st
             folder=out / "references",
         )
         found = comparison.run(methods, references.Cells(out / references.CELLS))
-        result = {
-            **_origin(agent, tasks),
-            "seeds": settings.seeds,
-            "meta_learner": {**curve, "steps": taken, "reaches_the_adapted_policy_after": needs, **note},
-            "references": {
-                method: _told(method, cells, settings, curve["mean"][-1]) for method, cells in found.items()
-            },
-            "how": _HOW,
-            "command": command,
-            "settings": dataclasses.asdict(settings),
-            "provenance": {**provenance(), "libraries": libraries(importlib.util.find_spec("sb3_contrib") is not None)},
-        }
+        level = ours.curve["mean"][-1]
+        told = {method: _told(method, cells, settings, level) for method, cells in found.items()}
+        result = {**_origin(ours), "references": told, **_repeat(settings, command)}
         references.write(result, out)
     for sentence in references.sentences(result):
         say(sentence)
@@ -179,23 +194,39 @@ def _references(settings: ReferenceSettings, methods: Sequence[str], command: st
     return 0
 
 
-def _own(agent: Agent) -> dict[str, Any]:
+def _own(config: RunConfig) -> dict[str, Any]:
     """Return the family's settings but for what a reference is told, which is its method's."""
-    return {key: value for key, value in agent.config.env_settings.items() if key != "oracle"}
+    return {key: value for key, value in config.env_settings.items() if key != "oracle"}
 
 
-def _origin(agent: Agent, tasks: Tasks) -> dict[str, Any]:
+def _origin(ours: _Ours) -> dict[str, Any]:
     """Return what was compared on what."""
-    domain, config = agent.learner.domain, agent.config
+    domain, config = ours.agent.learner.domain, ours.agent.config
     parameters = make(config.env, **config.env_settings).spec.parameters
     return {
+        "run": ours.name,
         "family": config.env,
         "algorithm": config.algo,
         "metric": domain.metric,
         "unit": domain.unit,
         "split": "test",
-        "tasks": tasks.to_json(),
+        "tasks": ours.tasks.to_json(),
         "task_units": {parameter.name: parameter.unit for parameter in parameters},
+        "meta_learner": ours.curve,
+    }
+
+
+def _repeat(settings: ReferenceSettings, command: str) -> dict[str, Any]:
+    """Return how it was made."""
+    from metarl.integrations.comparison import libraries
+    from metarl.run.provenance import provenance
+
+    return {
+        "seeds": settings.seeds,
+        "how": _HOW,
+        "command": command,
+        "settings": dataclasses.asdict(settings),
+        "provenance": {**provenance(), "libraries": libraries(importlib.util.find_spec("sb3_contrib") is not None)},
     }
 
 

@@ -191,7 +191,7 @@ def _pictures(sources: Sources, rows: Mapping[str, Sequence[Mapping[str, float]]
         reading = (
             "Score on the test tasks against environment steps taken on each of them: what learning anew costs. The dotted line"
             " is the adapted policy's; where a curve crosses it, that reference has caught up. An oracle observes the task and"
-            " does not learn on it."
+            " does not learn on it. All curves are of the same tasks, which may be fewer than those above."
         )
         result = sources.references
         found.append(Picture("References from libraries", reading, _svg(lambda path: plots.references(result, path))))
@@ -244,7 +244,7 @@ def _references(sources: Sources, config: RunConfig) -> list[Table]:
             else []
         )
     rows = []
-    curves = {f"meta-learned ({result['algorithm']})": result["meta_learner"], **result["references"]}
+    curves = {f"{result['run']} ({result['algorithm']})": result["meta_learner"], **result["references"]}
     for name, curve in curves.items():
         for steps, mean, (low, high) in zip(curve["steps"], curve["mean"], curve["ci95"], strict=True):
             rows.append([name, curve.get("about", ""), f"{steps:,}", f"{mean:.4g} [{low:.4g}, {high:.4g}]"])

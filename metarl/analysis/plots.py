@@ -111,7 +111,7 @@ def references(result: Mapping[str, Any], path: pathlib.Path) -> None:
         path: PNG or SVG to write.
     """
     ours, axes = result["meta_learner"], _axes(1)
-    curves = {f"meta-learned ({result['algorithm']})": ours, **result["references"]}
+    curves = {f"{result['run']} ({result['algorithm']})": ours, **result["references"]}
     first, last = (pick(s for c in curves.values() for s in c["steps"] if s > 0) for pick in (min, max))
     for index, ((name, curve), (colour, marker)) in enumerate(zip(curves.items(), _styles(), strict=False)):
         below, above = np.abs(np.array(curve["ci95"]).T - np.array(curve["mean"]))
@@ -121,7 +121,8 @@ def references(result: Mapping[str, Any], path: pathlib.Path) -> None:
         # side by side, so that intervals of the same point do not hide each other; no step is half a decade before the first
         shift = 1.04 ** (index - (len(curves) - 1) / 2)
         at = [last * 1.6 * shift if alone else max(steps, first / 3) * shift for steps in curve["steps"]]
-        bars = axes[0].errorbar(at, curve["mean"], [below, above], capsize=3, elinewidth=1, label=name, color=colour)
+        label = f" {name}" if name.startswith("_") else name  # matplotlib leaves these out of a legend
+        bars = axes[0].errorbar(at, curve["mean"], [below, above], capsize=3, elinewidth=1, label=label, color=colour)
         bars[0].set(
             linestyle="--" if alone else "-", marker=marker, markersize=5, linewidth=2.2 if curve is ours else 1.3
         )

@@ -41,20 +41,19 @@ class Rung(NamedTuple):
     point: int
 
 
-def ladder(rollouts: Sequence[int], horizon: int, multiples: Sequence[int]) -> list[Rung]:
+def ladder(taken: Sequence[int], multiples: Sequence[int]) -> list[Rung]:
     """Return the rungs of a comparison: no step, every number of steps that the meta-learner took, and multiples of the last.
 
     Args:
-        rollouts: episodes that the meta-learner has learned from before each point of its curve.
-        horizon: steps of an episode, all of which are counted even where one may end early.
+        taken: environment steps that the meta-learner took before each point of its curve.
         multiples: of the most steps.
 
-    >>> [tuple(rung) for rung in ladder([0, 20, 40], 100, [10])]
+    >>> [tuple(rung) for rung in ladder([0, 2000, 4000], [10])]
     [(0, 0), (2000, 1), (4000, 2), (40000, 2)]
     """
-    last = len(rollouts) - 1
-    own = {count * horizon: point for point, count in enumerate(rollouts)}
-    beyond = {rollouts[last] * horizon * factor: last for factor in multiples}
+    last = len(taken) - 1
+    own = {steps: point for point, steps in enumerate(taken)}
+    beyond = {taken[last] * factor: last for factor in multiples}
     return [Rung(steps, point) for steps, point in sorted({**beyond, **own, 0: own.get(0, 0)}.items())]
 
 

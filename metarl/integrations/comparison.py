@@ -17,7 +17,7 @@ from tqdm import tqdm
 from metarl.analysis.methods import METHODS
 from metarl.analysis.references import Cells, digest
 from metarl.analysis.report import writing
-from metarl.families import stream
+from metarl.families import EnvFault, FamilyError, stream
 from metarl.integrations.references import Advance, Problem, Score, Trained, learn, pretrain
 from metarl.learner import TEST, TRAIN
 from metarl.run.command import say
@@ -60,6 +60,7 @@ class Comparison:
 
         Raises:
             SettingsError: if what is finished cannot be kept.
+        FamilyError: if a simulation breaks down.
         """
         missing = [
             (method, seed, task)
@@ -74,7 +75,11 @@ class Comparison:
         with tqdm(total=total, unit="step", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             for number, (method, seed, task) in enumerate(missing, 1):
                 bar.set_description(f"{method}, task {task}, seed {seed}")
-                found = self._cell(method, seed, task, bar.update)
+                try:
+                    found = self._cell(method, seed, task, bar.update)
+                except EnvFault as fault:
+                    what = f"while {method} learned: {fault.reason}; leave it out of methods="
+                    raise FamilyError(f"Family {self.problem.family} failed {what}") from fault
                 cells.add(self._key(method, seed, task), found)
                 if bar.disable:
                     first, last = found["values"][0], found["values"][-1]

@@ -148,7 +148,7 @@ class FamilyVecEnv(VecEnv):
         """Return ``action_masks``, bool, of each simulation where choices are masked (sb3-contrib); refuse all others."""
         choices, last = self._family.spec.choices, self._family.spec.observation_size
         if method_name == "action_masks" and choices is not None and choices.masked:
-            return list(self._observations[self._get_indices(indices), last - sum(choices.counts) : last] > 0.5)
+            return list(self._observations[list(self._get_indices(indices)), last - sum(choices.counts) : last] > 0.5)
         raise AttributeError(f"{method_name}() cannot be called: the simulations are one batch")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
