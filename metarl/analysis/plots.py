@@ -127,11 +127,13 @@ def references(result: Mapping[str, Any], path: pathlib.Path) -> None:
             linestyle="--" if alone else "-", marker=marker, markersize=5, linewidth=2.2 if curve is ours else 1.3
         )
     axes[0].axhline(ours["mean"][-1], color="#888888", linestyle=":", linewidth=1)  # what references are to reach
-    decades = [10.0**n for n in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)]
+    ends = [math.floor(math.log10(steps)) for steps in (first, last)]
+    # threes, too, where there are few tens
+    marks = [m * 10.0**n for n in range(ends[0], ends[1] + 1) for m in ((1, 3) if ends[1] - ends[0] < 3 else (1,))]
+    marks = [steps for steps in marks if first <= steps <= last] or [first]
     axes[0].set_xscale("log")
     axes[0].set_xlim(first / 4, last * 2.2)
-    shown = decades or [first]
-    axes[0].set_xticks([first / 3, *shown], ["0", *(f"{steps:,.0f}" for steps in shown)])
+    axes[0].set_xticks([first / 3, *marks], ["0", *(f"{steps:,.0f}" for steps in marks)])
     axes[0].minorticks_off()
     axes[0].set_xlabel("environment steps on the test task")
     axes[0].set_ylabel(_labelled(result["metric"], result["unit"]))
