@@ -33,6 +33,7 @@ MODULES = (
     "metarl.learner",
     "metarl.nets",
     "metarl.pooled",
+    "metarl.references",
     "metarl.report",
     "metarl.rl",
     "metarl.rules",

@@ -70,7 +70,7 @@ def _main(argv: list[str]) -> int:
     if arguments.wants_help(argv):
         print(arguments.help_for(EvaluateSettings, "metarl.evaluate"))
         return 0
-    given = arguments.parse([_listed(token) for token in argv], EvaluateSettings, paths={"run"}, path_lists={"compare"})
+    given = arguments.parse([listed(token) for token in argv], EvaluateSettings, paths={"run"}, path_lists={"compare"})
     settings = EvaluateSettings(**given)
     if not settings.run:
         raise SettingsError("run is missing: name a run directory, run=runs/NAME")
@@ -84,8 +84,8 @@ def _main(argv: list[str]) -> int:
     _check(settings, configs[0])
     for name, config in zip(runs, configs, strict=True):
         _refuse_other_problem(configs[0], config, name)
-    if all(_remembers(config) for config in configs):
-        _refuse_updates(given)
+    if all(remembers(config) for config in configs):
+        refuse_updates(given)
     import torch
 
     torch.set_num_threads(1)
@@ -94,7 +94,7 @@ def _main(argv: list[str]) -> int:
     return _evaluate(settings, runs, shlex.join(["python", "-m", "metarl.evaluate", *argv]))
 
 
-def _listed(token: str) -> str:
+def listed(token: str) -> str:
     """``inner_lr=0.05`` means ``inner_lr=[0.05]``: one number needs no brackets."""
     key, _, text = token.partition("=")
     lone = key in ("inner_lr", "rollouts") and text and not any(c in "[,]" for c in text)
@@ -109,18 +109,18 @@ def names(paths: Sequence[pathlib.Path]) -> list[str]:
         if every.count(parts) > 1:
             raise SettingsError(f"{path} is named twice; name every run once")
         length = next(n for n in range(1, len(parts) + 1) if sum(other[-n:] == parts[-n:] for other in every) == 1)
-        found.append(_text("/".join(parts[-length:])))
+        found.append(as_text("/".join(parts[-length:])))
     return found
 
 
-def _text(path: str | pathlib.Path) -> str:
+def as_text(path: str | pathlib.Path) -> str:
     """Return a path as text: it may hold bytes that are none, which pictures, tables and terminals refuse."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check(settings: EvaluateSettings, config: RunConfig) -> None:
     """Refuse settings that would have no effect, or that this run cannot have, before anything is loaded."""
-    if settings.video and _remembers(config):
+    if settings.video and remembers(config):
         raise SettingsError("video=true shows one run before and after inner updates; a run of algo=rl2 has none")
     if settings.video:
         unused = [name for name in ("compare", "rollouts", "tune") if getattr(settings, name)]
@@ -161,7 +161,7 @@ def _in_backend(backend: str, config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, env_settings={**config.env_settings, "simulator": backend})
 
 
-def _agent(settings: EvaluateSettings, path: str | pathlib.Path) -> Agent:
+def loaded(settings: EvaluateSettings, path: str | pathlib.Path) -> Agent:
     """Load a run, in the simulator in which it is to be."""
     from metarl.analysis.agent import load
 
@@ -183,12 +183,12 @@ def _refuse_other_problem(ours: RunConfig, theirs: RunConfig, name: str) -> None
             )
 
 
-def _remembers(config: RunConfig) -> bool:
+def remembers(config: RunConfig) -> bool:
     """Tell whether a run learns a task by memory instead of by inner updates (RL²)."""
     return bool(config.algo_settings.get("memory_size"))
 
 
-def _refuse_updates(given: Mapping[str, Any]) -> None:
+def refuse_updates(given: Mapping[str, Any]) -> None:
     """Refuse what belongs to inner updates and was given, where no run has any."""
     wrong = [name for name in ("inner_lr", "tune", "steps") if given.get(name)]
     if wrong:
@@ -204,15 +204,15 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     from metarl.run.directory import EVALUATION
     from metarl.run.provenance import provenance
 
-    agents = {name: _agent(settings, path) for name, path in paths.items()}
+    agents = {name: loaded(settings, path) for name, path in paths.items()}
     agents = {name: _judged_by(name, agent, settings.normalization) for name, agent in agents.items()}
     for name, agent in agents.items():
-        _refuse_rates(name, agent, settings)
+        refuse_rates(name, agent, settings)
     first = next(iter(agents.values()))
-    tasks = _tasks(settings, first, settings.tasks)
+    tasks = held_out(settings, first, settings.tasks)
     runs, notes = {}, {}
     for name, agent in tqdm(agents.items(), unit="run", disable=not sys.stderr.isatty()):
-        runs[name], notes[name] = _curve(name, agent, tasks, settings)
+        runs[name], notes[name] = curve_of(name, agent, tasks, settings)
     domain = first.learner.domain
     result = {
         "metric": domain.metric,
@@ -230,11 +230,11 @@ def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], com
     }
     result |= _grouped(settings, paths, {name: agent.config for name, agent in agents.items()}, result)
     # the one axis that runs with and without inner updates share
-    by = "rollouts" if settings.rollouts or any(_remembers(agent.config) for agent in agents.values()) else "updates"
+    by = "rollouts" if settings.rollouts or any(remembers(agent.config) for agent in agents.values()) else "updates"
     out = pathlib.Path(settings.run) / EVALUATION
     report.write(result, out, by)
     _say(result, by)
-    say(f"written: {_text(out)}/curve.json, curve.csv, curve.png, groups.csv")
+    say(f"written: {as_text(out)}/curve.json, curve.csv, curve.png, groups.csv")
     return 0
 
 
@@ -297,34 +297,37 @@ def _judged_by(name: str, agent: Agent, normalization: str | None) -> Agent:
     return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, domain=domain))
 
 
-def _stream(settings: EvaluateSettings) -> tuple[int, int]:
+def stream_of(settings: EvaluateSettings) -> tuple[int, int]:
     """Return the seed of the evaluation's tasks and rollouts."""
     from metarl.learner import TEST, TRAIN, VALIDATION
 
     return settings.seed, {"train": TRAIN, "validation": VALIDATION, "test": TEST}[settings.split]
 
 
-def _tasks(settings: EvaluateSettings, agent: Agent, count: int) -> Tasks:
-    return agent.learner.domain.sample_tasks(count, cast(Split, settings.split), _stream(settings))
+def held_out(settings: EvaluateSettings, agent: Agent, count: int) -> Tasks:
+    """Return the tasks that a run is evaluated on."""
+    return agent.learner.domain.sample_tasks(count, cast(Split, settings.split), stream_of(settings))
 
 
-def _adapts(agent: Agent) -> bool:
+def adapts(config: RunConfig) -> bool:
     """Tell whether a run is adapted: an oracle, which observes its task, is shown as it is."""
-    return not agent.config.env_settings.get("oracle") or agent.config.run.inner_steps > 0
+    return not config.env_settings.get("oracle") or config.run.inner_steps > 0
 
 
-def _refuse_rates(name: str, agent: Agent, settings: EvaluateSettings) -> None:
+def refuse_rates(name: str, agent: Agent, settings: EvaluateSettings) -> None:
     """Refuse step sizes for a run that has none, before another run has been evaluated for hours."""
     from metarl.analysis.curves import with_rates
 
-    if _adapts(agent) and not _remembers(agent.config) and (settings.tune or settings.inner_lr):
+    if adapts(agent.config) and not remembers(agent.config) and (settings.tune or settings.inner_lr):
         try:
             with_rates(agent.learner, 1, settings.inner_lr or (agent.config.run.inner_lr,))
         except SettingsError as error:
             raise SettingsError(f"{name}: {error}") from error
 
 
-def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+def curve_of(
+    name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluate one run; returns its entry of ``curve.json`` and how it was adapted."""
     import numpy as np
 
@@ -332,17 +335,17 @@ def _curve(name: str, agent: Agent, tasks: Tasks, settings: EvaluateSettings) ->
     from metarl.learner import VALIDATION
 
     learner = agent.learner if settings.episodes is None else curves.with_episodes(agent.learner, settings.episodes)
-    seed, rates, trained = (*_stream(settings), 1), settings.inner_lr, agent.config.run
+    seed, rates, trained = (*stream_of(settings), 1), settings.inner_lr, agent.config.run
     note: dict[str, Any] = {
         "iteration": agent.iteration,
         "adapted": True,
         "protocol": settings.backend or learner.domain.protocol,
         "env": {"name": agent.config.env, **agent.config.env_settings},
     }
-    if _remembers(agent.config):
+    if remembers(agent.config):
         curve = curves.trial_curve(learner, agent.meta, tasks, seed, settings.rollouts)
         return curve.to_json(), {**note, "trial_episodes": agent.config.algo_settings["trial_episodes"]}
-    if not _adapts(agent):
+    if not adapts(agent.config):
         return curves.update_curve(learner, agent.meta, tasks, seed, 0).to_json(), {**note, "adapted": False}
     if settings.tune:
         held = learner.domain.sample_tasks(20, "validation", (settings.seed, VALIDATION))
@@ -368,17 +371,17 @@ def _video(settings: EvaluateSettings) -> int:
     from metarl.analysis.report import writing
     from metarl.run.directory import EVALUATION
 
-    agent = _agent(settings, settings.run)
+    agent = loaded(settings, settings.run)
     learner = agent.learner if settings.episodes is None else with_episodes(agent.learner, settings.episodes)
-    task = _tasks(settings, agent, settings.task + 1).rows([settings.task])
+    task = held_out(settings, agent, settings.task + 1).rows([settings.task])
     out = pathlib.Path(settings.run) / EVALUATION
-    seed, path = (*_stream(settings), 1), out / f"task{settings.task}.mp4"
+    seed, path = (*stream_of(settings), 1), out / f"task{settings.task}.mp4"
     try:
         with writing(out):
             before, after = record(learner, agent.meta, task, path, seed, settings.steps, settings.inner_lr)
     except EnvFault as fault:
         raise FamilyError(f"Family {agent.config.env} failed while it was filmed: {fault.reason}") from fault
-    say(f"video: {_text(path)}  (return {before:.1f} before, {after:.1f} after)")
+    say(f"video: {as_text(path)}  (return {before:.1f} before, {after:.1f} after)")
     return 0
 
 

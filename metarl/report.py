@@ -1,6 +1,6 @@
 """One page about runs: ``python -m metarl.report runs/a runs/b`` writes a single HTML file that needs no network.
 
-It shows what ``metarl.evaluate`` and ``metarl.diagnose`` have written; ``make=true`` calls them first.
+It shows what ``metarl.evaluate``, ``metarl.diagnose`` and ``metarl.references`` have written; ``make=true`` calls the first two.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def _main(argv: list[str]) -> int:
         read_config(path)
     if settings.make:
         _make(settings, paths)
+    from metarl.analysis import references
     from metarl.analysis.page import Sources, render
     from metarl.run.disk import replace_file
 
@@ -64,13 +65,17 @@ def _main(argv: list[str]) -> int:
     curve = _read(place, needed=bool(settings.curve))
     found = {name: _read(path / EVALUATION / "diagnostics.json") for name, path in names.items()}
     diagnoses = {name: diagnosis for name, diagnosis in found.items() if diagnosis is not None}
-    page = render(Sources(names, curve, diagnoses), diagnose.TEXTS)
+    trained = _read(paths[0] / EVALUATION / references.RESULT)
+    page = render(Sources(names, curve, diagnoses, trained), diagnose.TEXTS)
     try:
         replace_file(pathlib.Path(settings.to), page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise SettingsError(
             f"to={settings.to} cannot be written: {error.strerror or error}; name another place"
         ) from error
+    missing = "" if trained else references.command(paths[0], read_config(paths[0]))
+    if missing:
+        say(f"no references from libraries yet; this trains them: {missing}")
     say(f"written: {os.fsencode(settings.to).decode('utf-8', 'backslashreplace')}")
     return 0
 

@@ -50,10 +50,11 @@ LAYERS |= {
     "evaluate": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "diagnose": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "report": ({*_BELOW, "learner", "run", "analysis", "evaluate", "diagnose"}, _RUN),
+    "references": ({*_BELOW, "learner", "run", "analysis", "evaluate", "integrations"}, _RUN),
 }
 LAYERS["metarl"] = (set(LAYERS) - {"envs"}, set())
-_ANYTHING = {*_RUN, *_ANALYSIS, "stable_baselines3"}
-LAYERS["integrations"] = (LAYERS["metarl"][0] | {"metarl"}, _ANYTHING)
+_ANYTHING = {*_RUN, *_ANALYSIS, "stable_baselines3", "sb3_contrib"}
+LAYERS["integrations"] = ((LAYERS["metarl"][0] | {"metarl"}) - {"references"}, _ANYTHING)
 
 
 def _sources(*folders: str) -> Iterator[tuple[str, pathlib.Path, ast.Module]]:

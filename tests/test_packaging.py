@@ -128,7 +128,7 @@ def test_every_imported_distribution_is_declared() -> None:
     homes = importlib.metadata.packages_distributions()
     third_party = imported - set(sys.stdlib_module_names) - {"metarl"}
     optional = PROJECT["optional-dependencies"]
-    extras = [*optional["metaworld"], *optional["sumo"]]
+    extras = [*optional["contrib"], *optional["metaworld"], *optional["sumo"]]
     declared = {canonicalize_name(Requirement(line).name) for line in [*PROJECT["dependencies"], *extras]}
     declared.add("omegaconf")  # hydra's own configuration objects, which it pins
     # extras need not be installed; but for eclipse-sumo's, packages have their distributions' names

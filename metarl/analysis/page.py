@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from metarl.analysis import groups, plots
+from metarl.analysis import groups, plots, references
+from metarl.run.config import RunConfig
 from metarl.run.directory import METRICS, PROVENANCE, read_config
 from metarl.settings import SettingsError
 
@@ -25,11 +26,13 @@ class Sources(NamedTuple):
         runs: run directories by name.
         curve: what ``curve.json`` holds; None where nothing has been evaluated.
         diagnoses: what ``diagnostics.json`` holds, by the run's name, with the lines that were printed of each.
+        references: what ``references.json`` of the first run holds; None where libraries have trained nothing.
     """
 
     runs: Mapping[str, pathlib.Path]
     curve: Mapping[str, Any] | None
     diagnoses: Mapping[str, Mapping[str, Any]]
+    references: Mapping[str, Any] | None = None
 
 
 class Finding(NamedTuple):
@@ -76,13 +79,19 @@ def render(sources: Sources, texts: Mapping[str, Callable[[Mapping[str, Any]], s
     commands = [found[0]["command"] for found in sessions.values() if found]
     commands += [curve["command"]] if curve else []
     commands += [found["command"] for found in sources.diagnoses.values()]
-    tables = [*(_groups(curve) if curve else []), *_diagnoses(sources.diagnoses, texts), *_timing(rows)]
+    commands += [sources.references["command"]] if sources.references else []
+    tables = [
+        *(_groups(curve) if curve else []),
+        *_references(sources, config),
+        *_diagnoses(sources.diagnoses, texts),
+        *_timing(rows),
+    ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = importlib.resources.files("metarl") / "pages" / "report.html"
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         title=f"{config.env}: {', '.join(sources.runs)}",
         subtitle=f"{config.algo}; {'; '.join(made) or 'no iteration yet'}",
-        findings=[*_findings(curve), *_warnings(sources.diagnoses)],
+        findings=[*_findings(curve), *_compared(sources.references), *_warnings(sources.diagnoses)],
         pictures=_pictures(sources, rows),
         tables=tables,
         commands=commands,
@@ -178,6 +187,14 @@ def _pictures(sources: Sources, rows: Mapping[str, Sequence[Mapping[str, float]]
     if known:
         reading = "Training tasks before and after adapting, a running mean of ten iterations. The distance of the two is the gain."
         found.append(Picture("Learning", reading, _svg(lambda path: plots.learning(known, metric, unit, path))))
+    if sources.references:
+        reading = (
+            "Score on the test tasks against environment steps taken on each of them: what learning anew costs. The dotted line"
+            " is the adapted policy's; where a curve crosses it, that reference has caught up. An oracle observes the task and"
+            " does not learn on it. All curves are of the same tasks, which may be fewer than those above."
+        )
+        result = sources.references
+        found.append(Picture("References from libraries", reading, _svg(lambda path: plots.references(result, path))))
     return found
 
 
@@ -210,6 +227,33 @@ def _groups(curve: Mapping[str, Any]) -> list[Table]:
             rows,
         )
     ]
+
+
+def _compared(result: Mapping[str, Any] | None) -> list[Finding]:
+    return [] if result is None else [Finding(sentence) for sentence in references.sentences(result)]
+
+
+def _references(sources: Sources, config: RunConfig) -> list[Table]:
+    """Return the scores of references; where there are none, what makes them, if the run can have any."""
+    title, result = "References from libraries, in numbers", sources.references
+    if result is None:
+        command = references.command(next(iter(sources.runs.values())), config)
+        return (
+            [Table("References from libraries", f"Not trained yet. This command does it: {command}", [], [])]
+            if command
+            else []
+        )
+    rows = []
+    curves = {f"{result['run']} ({result['algorithm']})": result["meta_learner"], **result["references"]}
+    for name, curve in curves.items():
+        for steps, mean, (low, high) in zip(curve["steps"], curve["mean"], curve["ci95"], strict=True):
+            rows.append([name, curve.get("about", ""), f"{steps:,}", f"{mean:.4g} [{low:.4g}, {high:.4g}]"])
+    seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
+    reading = (
+        f"Mean and 95 % interval over {len(result['tasks'])} {result['split']} tasks, of references over {seeds}, too. They have"
+        " the libraries' default hyper-parameters, which are in references.json; tuned ones could need fewer steps."
+    )
+    return [Table(title, reading, ["", "what it is", "environment steps on the test task", result["metric"]], rows)]
 
 
 def _diagnoses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -100,6 +101,47 @@ def learning(runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str, uni
     axes[0].set_xlabel("environment steps of training (millions)")
     axes[0].set_ylabel(_labelled(metric, unit))
     _save(axes, path, "training tasks, mean of 10 iterations")
+
+
+def references(result: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw ``references.json``: score against environment steps on the test task, the meta-learner's and every reference's.
+
+    Args:
+        result: what ``references.json`` holds; a reference with one point is drawn as a level.
+        path: PNG or SVG to write.
+    """
+    ours, axes = result["meta_learner"], _axes(1)
+    curves = {f"{result['run']} ({result['algorithm']})": ours, **result["references"]}
+    first, last = (pick(s for c in curves.values() for s in c["steps"] if s > 0) for pick in (min, max))
+    for index, ((name, curve), (colour, marker)) in enumerate(zip(curves.items(), _styles(), strict=False)):
+        below, above = np.abs(np.array(curve["ci95"]).T - np.array(curve["mean"]))
+        alone = len(curve["steps"]) == 1
+        if alone:
+            axes[0].axhline(curve["mean"][0], color=colour, linestyle="--", linewidth=1.2)
+        # side by side, so that intervals of the same point do not hide each other; no step is half a decade before the first
+        shift = 1.04 ** (index - (len(curves) - 1) / 2)
+        at = [last * 1.6 * shift if alone else max(steps, first / 3) * shift for steps in curve["steps"]]
+        label = f" {name}" if name.startswith("_") else name  # matplotlib leaves these out of a legend
+        bars = axes[0].errorbar(at, curve["mean"], [below, above], capsize=3, elinewidth=1, label=label, color=colour)
+        bars[0].set(
+            linestyle="--" if alone else "-", marker=marker, markersize=5, linewidth=2.2 if curve is ours else 1.3
+        )
+    axes[0].axhline(ours["mean"][-1], color="#888888", linestyle=":", linewidth=1)  # what references are to reach
+    ends = [math.floor(math.log10(steps)) for steps in (first, last)]
+    # threes, too, where there are few tens
+    marks = [m * 10.0**n for n in range(ends[0], ends[1] + 1) for m in ((1, 3) if ends[1] - ends[0] < 3 else (1,))]
+    marks = [steps for steps in marks if first <= steps <= last] or [first]
+    axes[0].set_xscale("log")
+    axes[0].set_xlim(first / 4, last * 2.2)
+    axes[0].set_xticks([first / 3, *marks], ["0", *(f"{steps:,.0f}" for steps in marks)])
+    axes[0].minorticks_off()
+    axes[0].set_xlabel("environment steps on the test task")
+    axes[0].set_ylabel(_labelled(result["metric"], result["unit"]))
+    seeds = result["seeds"]
+    axes[0].set_title(
+        f"mean and 95 % interval over tasks, and {seeds} seed{'s' * (seeds > 1)} of references", fontsize=10
+    )
+    _save(axes, path, f"{result['family']}: {len(result['tasks'])} {result['split']} tasks")
 
 
 def _axes(count: int) -> list[Axes]:

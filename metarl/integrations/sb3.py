@@ -134,6 +134,8 @@ class FamilyVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute for each of the simulations: ``task`` is their own, all others are the batch's."""
         rows = self._get_indices(indices)
+        if attr_name == "action_masks":  # by which sb3-contrib asks whether there are masks
+            return self.env_method(attr_name, indices=indices)
         if attr_name == "task":
             return [self._tasks[row] for row in rows]
         return [getattr(self._envs, attr_name) for _ in rows]
@@ -143,7 +145,10 @@ class FamilyVecEnv(VecEnv):
         raise AttributeError(f"{attr_name} cannot be set: change tasks by set_options({{'task': ...}}) and reset()")
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Refuse: the simulations of a batch have no methods of their own."""
+        """Return ``action_masks``, bool, of each simulation where choices are masked (sb3-contrib); refuse all others."""
+        choices, last = self._family.spec.choices, self._family.spec.observation_size
+        if method_name == "action_masks" and choices is not None and choices.masked:
+            return list(self._observations[list(self._get_indices(indices)), last - sum(choices.counts) : last] > 0.5)
         raise AttributeError(f"{method_name}() cannot be called: the simulations are one batch")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:

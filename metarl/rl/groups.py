@@ -39,8 +39,17 @@ def randomness(cut: slice, seed: Seed, steps: tuple[int, int], policy: Policy) -
     noise = np.empty((cut.stop - cut.start, *steps, policy.action_size), dtype=np.float32)
     seeds = []
     for row, task in enumerate(range(cut.start, cut.stop)):
-        sequence = families.stream(seed, task)
-        resets, actions = sequence.spawn(2)
+        resets, actions = _streams(seed, task)
         seeds.append(resets.generate_state(steps[1]))
         policy.noise(np.random.Generator(np.random.PCG64(actions)), noise[row])
     return noise, np.concatenate(seeds)
+
+
+def reset_seeds(seed: Seed, task: int, episodes: int) -> np.ndarray:
+    """Return the seeds at which a task's episodes start, uint32 (E,): those of :func:`randomness`, without the noise."""
+    return _streams(seed, task)[0].generate_state(episodes)
+
+
+def _streams(seed: Seed, task: int) -> list[np.random.SeedSequence]:
+    """Return the randomness of a task's resets, and that of its actions."""
+    return families.stream(seed, task).spawn(2)

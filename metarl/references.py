@@ -1,0 +1,249 @@
+"""References by libraries for a run: ``python -m metarl.references run=runs/x methods=[ppo,sac,finetuned] tasks=10 seeds=3``.
+
+They are trained on the test tasks of ``metarl.evaluate`` at the environment steps that the meta-learner took there, and at
+multiples of these. Writes ``references.json``, ``references.csv`` and ``references.png`` under ``RUN/evaluation/``; what is
+finished is kept in ``references.jsonl`` and ``references/``, so that a command that was cut goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import metarl.run.arguments as arguments
+from metarl import evaluate
+from metarl.analysis.methods import METHODS, unfit
+from metarl.evaluate import EvaluateSettings
+from metarl.families import RLSpec, make
+from metarl.run.command import guarded, say
+from metarl.settings import SettingsError, setting
+
+if TYPE_CHECKING:
+    from metarl.analysis.agent import Agent
+    from metarl.families import Tasks
+    from metarl.run.config import RunConfig
+
+_LISTS = ("methods", "multiples")  # one of them needs no brackets
+_SHARED = ("run", "tasks", "steps", "episodes", "inner_lr", "tune", "checkpoint", "seed")  # with metarl.evaluate
+_HOW = {
+    "env_steps": "of a reference: all that it took on the test task, counted; of the meta-learner: rollouts times horizon, the"
+    " most that it can have taken. Rollouts of scores count for nobody",
+    "score": "mean undiscounted return of episodes with sampled actions, the meta-learner's own numbers of episodes and their"
+    " seeds after as many steps, at more steps those after its last update",
+    "interval": "95 % by a bootstrap over seeds and tasks; of the meta-learner Student's over tasks",
+    "hyperparameters": "the libraries' defaults; updates have the number of steps nearest to the default of which every score is a"
+    " multiple, SAC begins to learn before the first score; observations and rewards are not standardised",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceSettings:
+    """Train references by libraries on a run's test tasks; write references.json, .csv and .png under RUN/evaluation/."""
+
+    run: str = setting("", "the run directory; may stand alone: python -m metarl.references RUN")
+    methods: tuple[str, ...] = setting((), "which references; empty: all that fit", choices=tuple(METHODS))
+    tasks: int = setting(10, "held-out tasks, the first of metarl.evaluate's", low=1)
+    seeds: int = setting(3, "trainings of every reference on every task", low=1)
+    multiples: tuple[int, ...] = setting(
+        (3, 10, 30, 100), "scores at more steps: these multiples of what the meta-learner took on a task", low=2
+    )
+    sac_steps: int = setting(
+        200_000, "steps beyond which SAC, which is slow, is not trained unless the meta-learner took them", low=1
+    )
+    pretrain: int = setting(1_000_000, "environment steps on training tasks of references that have them", low=2)
+    steps: int = setting(3, "inner updates of the meta-learner", low=1)
+    episodes: int | None = setting(None, "episodes of one update and of one score; null takes training's", low=1)
+    inner_lr: tuple[float, ...] = setting((), "step size of each update, as of metarl.evaluate", above=0)
+    tune: bool = setting(False, "choose the step sizes on 20 validation tasks")
+    checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
+    seed: int = setting(0, "of tasks, rollouts and trainings", low=0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the arguments, train, write; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(words))
+
+
+def _main(argv: list[str]) -> int:
+    if arguments.wants_help(argv):
+        print(arguments.help_for(ReferenceSettings, "metarl.references"))
+        return 0
+    words = [evaluate.listed(token) if "=" in token else f"run={token}" for token in argv]
+    words = [
+        f"{key}=[{text}]" if key in _LISTS and "[" not in text else f"{key}={text}" for key, text in map(_pair, words)
+    ]
+    given = arguments.parse(words, ReferenceSettings, paths={"run"})
+    settings = ReferenceSettings(**given)
+    if not settings.run:
+        raise SettingsError("run is missing: name a run directory, python -m metarl.references runs/NAME")
+    from metarl.run.directory import read_config
+
+    config = read_config(pathlib.Path(settings.run))
+    methods = _fitting(settings, config)
+    if evaluate.remembers(config):
+        evaluate.refuse_updates(given)
+    import torch
+
+    torch.set_num_threads(1)
+    return _references(settings, methods, shlex.join(["python", "-m", "metarl.references", *argv]))
+
+
+def _pair(token: str) -> tuple[str, str]:
+    key, _, text = token.partition("=")
+    return key, text
+
+
+def _fitting(settings: ReferenceSettings, config: RunConfig) -> list[str]:
+    """Return the methods to train; refuse what cannot be compared before anything is loaded."""
+    spec = make(config.env, **config.env_settings).spec
+    if not isinstance(spec, RLSpec):
+        raise SettingsError(
+            f"references of libraries belong to reinforcement learning; {config.env} has labelled shots"
+        )
+    if not evaluate.adapts(config):
+        raise SettingsError("this run observes its task and does not adapt: name the one that it is the oracle of")
+    if settings.tune and settings.inner_lr:
+        raise SettingsError("inner_lr= has no effect here: tune=true chooses the step sizes")
+    installed = importlib.util.find_spec("sb3_contrib") is not None
+    reasons = {name: unfit(name, spec, installed) for name in dict.fromkeys(settings.methods or METHODS)}
+    for name, reason in reasons.items():
+        if reason and settings.methods:
+            raise SettingsError(f"methods={name} does not fit {config.env}: {reason}")
+        if reason:
+            say(f"{name}  left out: {reason}")
+    fitting = [name for name, reason in reasons.items() if not reason]
+    if not fitting:
+        raise SettingsError(f"no reference fits {config.env}: {next(iter(reasons.values()))}")
+    return fitting
+
+
+class _Ours(NamedTuple):
+    """The meta-learner, and how it did: its entry of ``curve.json`` with the steps that it took before each point."""
+
+    name: str
+    agent: Agent
+    tasks: Tasks
+    curve: dict[str, Any]
+
+
+def _evaluated(settings: ReferenceSettings, evaluated: EvaluateSettings) -> _Ours:
+    """Evaluate the meta-learner, as ``metarl.evaluate`` does."""
+    from metarl.rl.domain import RLDomain
+    from metarl.rl.trials import bare
+
+    agent = evaluate.loaded(evaluated, settings.run)
+    domain, name = agent.learner.domain, evaluate.names([pathlib.Path(settings.run)])[0]
+    assert isinstance(domain, RLDomain)
+    evaluate.refuse_rates(name, agent, evaluated)
+    tasks = evaluate.held_out(evaluated, agent, settings.tasks)
+    curve, note = evaluate.curve_of(name, agent, tasks, evaluated)
+    taken = [count * bare(domain.family).spec.horizon for count in curve["rollouts"]]
+    if not taken[-1]:
+        raise SettingsError(
+            f"{name} learns from no step of a test task (algo.trial_episodes=1): there is nothing to equal"
+        )
+    # whole updates: of a part of one it has nothing
+    needs = next(steps for steps, mean in zip(taken, curve["mean"], strict=True) if mean >= curve["mean"][-1])
+    return _Ours(name, agent, tasks, {**curve, "steps": taken, "reaches_the_adapted_policy_after": needs, **note})
+
+
+def _references(settings: ReferenceSettings, methods: Sequence[str], command: str) -> int:
+    from metarl.analysis import references
+    from metarl.analysis.report import writing
+    from metarl.integrations.comparison import Comparison
+    from metarl.integrations.references import Problem, Score
+    from metarl.rl.domain import RLDomain
+    from metarl.run.directory import EVALUATION
+    from metarl.run.lock import RunLock
+
+    evaluated = EvaluateSettings(**{name: getattr(settings, name) for name in _SHARED})
+    ours = _evaluated(settings, evaluated)
+    domain, config, taken = ours.agent.learner.domain, ours.agent.config, ours.curve["steps"]
+    assert isinstance(domain, RLDomain)
+    rungs = references.ladder(taken, settings.multiples)
+    # a memory is scored in one long trial, which starts at the seed itself
+    seed, remembers = (*evaluate.stream_of(evaluated), 1), evaluate.remembers(config)
+    out = pathlib.Path(settings.run) / EVALUATION
+    with contextlib.ExitStack() as held:
+        with writing(out):
+            held.enter_context(RunLock(out / ".references.lock"))
+        comparison = Comparison(
+            problem=Problem(config.env, _own(config), ours.tasks, settings.episodes or domain.episodes),
+            scores=tuple(Score(rung.steps, seed if remembers else (*seed, rung.point)) for rung in rungs),
+            most={"sac": max(settings.sac_steps, taken[-1])},
+            seeds=settings.seeds,
+            pretraining=settings.pretrain,
+            seed=settings.seed,
+            folder=out / "references",
+        )
+        found = comparison.run(methods, references.Cells(out / references.CELLS))
+        level = ours.curve["mean"][-1]
+        told = {method: _told(method, cells, settings, level) for method, cells in found.items()}
+        result = {**_origin(ours), "references": told, **_repeat(settings, command)}
+        references.write(result, out)
+    for sentence in references.sentences(result):
+        say(sentence)
+    say(f"written: {evaluate.as_text(out)}/{references.RESULT}, {references.TABLE}, {references.PICTURE}")
+    return 0
+
+
+def _own(config: RunConfig) -> dict[str, Any]:
+    """Return the family's settings but for what a reference is told, which is its method's."""
+    return {key: value for key, value in config.env_settings.items() if key != "oracle"}
+
+
+def _origin(ours: _Ours) -> dict[str, Any]:
+    """Return what was compared on what."""
+    domain, config = ours.agent.learner.domain, ours.agent.config
+    parameters = make(config.env, **config.env_settings).spec.parameters
+    return {
+        "run": ours.name,
+        "family": config.env,
+        "algorithm": config.algo,
+        "metric": domain.metric,
+        "unit": domain.unit,
+        "split": "test",
+        "tasks": ours.tasks.to_json(),
+        "task_units": {parameter.name: parameter.unit for parameter in parameters},
+        "meta_learner": ours.curve,
+    }
+
+
+def _repeat(settings: ReferenceSettings, command: str) -> dict[str, Any]:
+    """Return how it was made."""
+    from metarl.integrations.comparison import libraries
+    from metarl.run.provenance import provenance
+
+    return {
+        "seeds": settings.seeds,
+        "how": _HOW,
+        "command": command,
+        "settings": dataclasses.asdict(settings),
+        "provenance": {**provenance(), "libraries": libraries(importlib.util.find_spec("sb3_contrib") is not None)},
+    }
+
+
+def _told(
+    method: str, cells: Sequence[Sequence[Mapping[str, Any]]], settings: ReferenceSettings, level: float
+) -> dict[str, Any]:
+    """Return what is written of a reference."""
+    from metarl.analysis.references import summarise
+
+    first, about = cells[0][0], METHODS[method]
+    told = {"about": about.about, **summarise(cells, first["steps"], level)}
+    if about.learns:
+        told["hyperparameters"] = first["hyperparameters"]
+    if about.pretrained:
+        told["pretraining"] = {"env_steps": settings.pretrain, "hyperparameters": first["pretraining"]}
+    return told
+
+
+if __name__ == "__main__":
+    sys.exit(main())
