@@ -31,6 +31,9 @@ class ReportSettings:
     tasks: int = setting(40, "held-out tasks of make=true", low=2)
     steps: int = setting(3, "inner updates of make=true", low=1)
     best: float | None = setting(None, "a return that none exceeds, for the risk of make=true")
+    retrain: int | None = setting(
+        None, "leave every task of a finite set out once, too, by trainings of so many meta-updates (make=true)", low=1
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,10 +87,10 @@ def _make(settings: ReportSettings, paths: Sequence[pathlib.Path]) -> None:
         f"tasks={settings.tasks}",
         f"steps={settings.steps}",
     ]
-    best = [] if settings.best is None else [f"best={settings.best}"]
+    more = [f"{key}={value}" for key in ("best", "retrain") if (value := getattr(settings, key)) is not None]
     for command, given in (
         (evaluate.main, [*words, "tune=true"]),
-        (diagnose.main, [f"run={paths[0]}", *best, f"tasks={settings.tasks}"]),
+        (diagnose.main, [f"run={paths[0]}", *more, f"tasks={settings.tasks}"]),
     ):
         if command(given):
             raise SettingsError(

@@ -140,6 +140,13 @@ def _warnings(diagnoses: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
         if risk.get("overfits"):
             text = f"{name} overfits its training tasks: held-out losses are {risk['ratio']:.2f} times theirs."
             found.append(Finding(text, warns=True))
+        left_out = diagnosis["diagnostics"].get("left_out", {})
+        if left_out.get("overfits"):
+            text = (
+                f"{name}: trained without one of {len(left_out['tasks'])} tasks, its loss there is {left_out['ratio']:.2f} times"
+                " that of the others: it does not carry over to a new task."
+            )
+            found.append(Finding(text, warns=True))
     return found
 
 

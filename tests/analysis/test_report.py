@@ -130,11 +130,15 @@ def test_diagnostics_are_told_with_their_reading(copied, reported):
     path = run / "evaluation" / "diagnostics.json"
     found = json.loads(path.read_text())
     found["diagnostics"]["risk"] |= {"overfits": True, "ratio": 3.25}
+    left_out = {**found["diagnostics"]["risk"], "ratio": 4.5, "iterations": 9, "tasks": [{}] * 3}
+    found["diagnostics"]["left_out"], found["reading"]["left_out"] = left_out, diagnose.READING["left_out"]
     path.write_text(json.dumps(found))
     text, page = reported(run)
     assert re.search(r'class="lead warn">run overfits its training tasks: held-out losses are 3.25 times', text)
-    for name, sentence in diagnose.READING.items():
-        assert sentence in page.text, name
+    assert re.search(r'class="lead warn">run: trained without one of 3 tasks, its loss there is 4.50 times', text)
+    assert "(3 trainings of 9 meta-updates)" in page.text
+    for name in found["diagnostics"]:
+        assert diagnose.READING[name] in page.text, name
     assert f"cosine {found['diagnostics']['orders']['cosine']:.4f}" in page.text
     assert "rollouts belong to reinforcement learning" in page.text
     assert "after 1 inner updates on 10 examples of a task the mse is" in page.text
