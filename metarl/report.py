@@ -67,7 +67,8 @@ def _main(argv: list[str]) -> int:
     curve = _read(place, needed=bool(settings.curve))
     found = {name: _read(path / EVALUATION / "diagnostics.json") for name, path in names.items()}
     diagnoses = {name: diagnosis for name, diagnosis in found.items() if diagnosis is not None}
-    page = render(Sources(names, curve, diagnoses), diagnose.TEXTS)
+    beyond = _read(paths[0] / EVALUATION / "bands.json")
+    page = render(Sources(names, curve, diagnoses, bands=beyond), diagnose.TEXTS)
     try:
         replace_file(pathlib.Path(settings.to), page.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -145,6 +145,25 @@ def test_diagnostics_are_told_with_their_reading(copied, reported):
     assert found["command"] in page.text
 
 
+def test_tasks_beyond_training_are_told(copied, reported):
+    """Bands that a page leaves out, or the usual tasks' numbers for theirs; a target velocity that nobody looks at."""
+    run = copied("pretrained")
+    for words in ([], ["band=velocity=2..3"]):
+        assert evaluate.main([f"run={run}", "tasks=3", "steps=0", "episodes=1", *words]) == 0
+    _, page = reported(run)
+    curve, bands = (json.loads((run / "evaluation" / f"{name}.json").read_text()) for name in ("curve", "bands"))
+    for name, place in bands["bands"].items():
+        group = place["groups"]["run"]
+        (low, high), mean = group["mean_ci95"][0], group["mean"][0]
+        assert f"{mean:.4g} [{low:.4g}, {high:.4g}]" in page.text.split("beyond the tasks of training")[-1], name
+    assert "env.velocity_low=2.0, env.velocity_high=3.0" in page.text
+    assert "Beyond the tasks of training" in page.text
+    assert len(page.pictures) == 3
+    assert "return by velocity (m/s)" in page.text
+    assert all(f"{mean:.4g} [" in page.text for mean in curve["along"]["groups"]["run"]["mean"])
+    assert bands["command"] in page.text
+
+
 def test_names_are_text(copied, reported):
     """A run's name that becomes a tag."""
     text, page = reported(copied("pretrained", "a<b>&c"))
