@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import metarl.run.arguments as arguments
+from metarl.analysis import published
 from metarl.analysis.bands import USUAL, Band, in_backend, suffix_of
 from metarl.analysis.bands import read as read_bands
 from metarl.families import EnvFault, FamilyError, RLSpec, Split, Tasks, make
@@ -52,6 +53,7 @@ class EvaluateSettings:
         "whose statistics normalise a query (few-shot); null: those that the run was trained with",
         choices=("transductive", "support", "one-by-one"),
     )
+    published: bool = setting(False, "show published numbers of this family beside, with their source")
     level: float | None = setting(None, "say after how many training steps the validation score reached this")
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
     seed: int = setting(0, "of tasks and rollouts", low=0)
@@ -132,12 +134,16 @@ def _check(settings: EvaluateSettings, config: RunConfig) -> None:
     if settings.video and remembers(config):
         raise SettingsError("video=true shows one run before and after inner updates; a run of algo=rl2 has none")
     if settings.video:
-        unused = [name for name in ("compare", "rollouts", "tune", "band") if getattr(settings, name)]
+        unused = [name for name in ("compare", "rollouts", "tune", "band", "published") if getattr(settings, name)]
         unused += ["level"] if settings.level is not None else []
         reason = "video=true shows one run before and after adapting"
     else:
         unused = ["task"] if settings.task else []
         reason = "it says which task video=true shows; tasks= is their number"
+    if settings.published and settings.rollouts:
+        unused, reason = ["published"], "published numbers are after inner updates; leave rollouts= out"
+    if settings.published:
+        published.required(config.env, config.env_settings)
     if settings.band and settings.level is not None:
         unused, reason = ["level"], "it is of training, whose tasks have no bands"
     if settings.tune and settings.split == "validation":
@@ -217,6 +223,9 @@ def _evaluate(
         "provenance": provenance(),
     }
     result |= groups.together(members, result, settings.level, paths)
+    result |= (
+        {"published": published.required(first.config.env, first.config.env_settings)} if settings.published else {}
+    )
     # the one axis that runs with and without inner updates share
     by = "rollouts" if settings.rollouts or any(remembers(config) for config in members.values()) else "updates"
     out = pathlib.Path(settings.run) / EVALUATION

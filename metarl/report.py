@@ -59,12 +59,14 @@ def _main(argv: list[str]) -> int:
         read_config(path)
     if settings.make:
         _make(settings, paths)
+    from metarl.analysis import published
     from metarl.analysis.page import Sources, render
     from metarl.run.disk import replace_file
 
     names = dict(zip(evaluate.names(paths), paths, strict=True))
     place = pathlib.Path(settings.curve) if settings.curve else paths[0] / EVALUATION / "curve.json"
-    curve = _read(place, needed=bool(settings.curve))
+    found_curve = _read(place, needed=bool(settings.curve))
+    curve = None if found_curve is None else published.beside(found_curve)
     found = {name: _read(path / EVALUATION / "diagnostics.json") for name, path in names.items()}
     diagnoses = {name: diagnosis for name, diagnosis in found.items() if diagnosis is not None}
     beyond = _read(paths[0] / EVALUATION / "bands.json")

@@ -57,6 +57,7 @@ def render(sources: Sources, texts: Mapping[str, Callable[[Mapping[str, Any]], s
     tables = [
         *(_groups(curve) if curve else []),
         *sections.along(curve),
+        *sections.published(curve),
         *sections.bands(sources.bands),
         *_diagnoses(sources.diagnoses, texts),
         *_timing(rows),

@@ -21,7 +21,8 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
     """Draw ``curve.json``: score against updates or rollouts, and each task's last score against its parameter.
 
     Args:
-        result: what ``curve.json`` holds; runs whose note says that they are not adapted are drawn as a level.
+        result: what ``curve.json`` holds; runs whose note says that they are not adapted are drawn as a level, published
+            numbers as grey marks that no line joins.
         path: PNG or SVG to write.
         by: ``"updates"`` or ``"rollouts"``, the horizontal axis; its points are drawn evenly spaced.
     """
@@ -46,6 +47,8 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
         if len(axes) > 1:
             values = [task[names[0]] for task in result["tasks"]]
             axes[1].scatter(values, run["values"][-1], s=22, color=colour, marker=marker, alpha=0.75)
+    if by == "updates" and "published" in result:
+        _published(axes[0], result["published"], counts)
     axes[0].set_xlabel("inner updates" if by == "updates" else "rollouts that the task has learned from")
     axes[0].set_xticks(range(len(counts)), [str(count) for count in counts])
     # a single point would be drawn on an axis of no width
@@ -59,6 +62,24 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
         axes[1].set_title("each task, after the last update", fontsize=10)
     family = result.get("family", "")
     _save(axes, path, f"{family}: {len(result['tasks'])} {result['split']} tasks".removeprefix(": "))
+
+
+def _published(axes: Axes, published: Mapping[str, Any], counts: Sequence[int]) -> None:
+    """Draw published scores after the updates that are shown; what was never adapted stands at the right, as our own does."""
+    for curve, marker in zip(published["curves"], itertools.cycle("x+12"), strict=False):
+        spread = curve.get("ci95", [0.0] * len(curve["values"]))
+        alone = curve["updates"] == [0]
+        points = [
+            (len(counts) - 0.85 if alone else counts.index(updates) + 0.15, value, half)
+            for updates, value, half in zip(curve["updates"], curve["values"], spread, strict=True)
+            if updates in counts or alone
+        ]
+        if points:
+            at, values, halves = zip(*points, strict=True)
+            label = f"{curve['method']}, {published['short']} (published)"
+            axes.errorbar(
+                at, values, halves, fmt=marker, color="#555555", markersize=8, capsize=2, elinewidth=1, label=label
+            )
 
 
 def before_and_after(result: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -96,9 +117,13 @@ def bands(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates") ->
         place, colour = places[band], _COLOURS[list(places).index(band) % len(_COLOURS)]
         group, marker = place["groups"][label], _MARKERS[labels.index(label) % len(_MARKERS)]
         shift = 0.05 * (index - (len(lines) - 1) / 2)
-        named = {"label": band if len(labels) == 1 else f"{band}, {label}", "color": colour, "marker": marker}
+        named: dict[str, Any] = {
+            "label": band if len(labels) == 1 else f"{band}, {label}",
+            "color": colour,
+            "marker": marker,
+        }
         at = [counts.index(count) + shift for count in group[by]]
-        bars = {"capsize": 3, "elinewidth": 1, "markersize": 5}
+        bars: dict[str, Any] = {"capsize": 3, "elinewidth": 1, "markersize": 5}
         left.errorbar(at, group["mean"], _around(group["mean"], group["mean_ci95"]), **named, **bars)
         if "along" in place:
             values = np.array([task[place["along"]["parameter"]] for task in place["tasks"]])

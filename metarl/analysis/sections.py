@@ -1,4 +1,4 @@
-"""Parts of the page about runs that stand by themselves: scores by the task parameter, tasks beyond training's."""
+"""Parts of the page about runs that stand by themselves."""
 
 from __future__ import annotations
 
@@ -62,3 +62,19 @@ def bands(result: Mapping[str, Any] | None) -> list[Table]:
     )
     head = ["band", "settings", "group", "seeds", "before adapting", "after the last update"]
     return [Table(f"{result['metric']} beyond the tasks of training", reading, head, rows)]
+
+
+def published(curve: Mapping[str, Any] | None) -> list[Table]:
+    """Return what others have published of the family, and what is different there."""
+    if curve is None or "published" not in curve:
+        return []
+    told, rows = curve["published"], []
+    for own in told["curves"]:
+        spread = own.get("ci95", [None] * len(own["values"]))
+        for updates, value, half in zip(own["updates"], own["values"], spread, strict=True):
+            rows.append([own["method"], str(updates), f"{value:g}" + ("" if half is None else f" ± {half:g}")])
+    reading = (
+        f"{told['source']}; grey marks in the picture of adaptation. Different there: {told['differs']} Such numbers say"
+        " whether the order of magnitude is right, not who is better."
+    )
+    return [Table("Published numbers", reading, ["method", "updates", curve["metric"]], rows)]

@@ -27,6 +27,12 @@ def tell(result: Mapping[str, Any], by: str) -> None:
             shown = _points(group[by], group["iqm"], group["iqm_ci95"])
             say(f"{name}, {len(group['runs'])} seeds  interquartile mean of {metric} after {by}  {shown}")
     _tell_better(result["improvement"])
+    if "published" in result and by == "updates":
+        told = result["published"]
+        for curve in told["curves"]:
+            points = "  ".join(f"{k}: {value:.4g}" for k, value in zip(curve["updates"], curve["values"], strict=True))
+            say(f"published, {curve['method']}  {metric} after updates  {points}")
+        say(f"published: {told['source']}. Different there: {told['differs']}")
     for name, steps in result.get("efficiency", {}).get("env_steps", {}).items():
         reached = "was never validated at" if steps is None else f"took {steps:,.0f} training steps to"
         say(f"{name}  {reached} {metric} {result['efficiency']['level']:g}")

@@ -98,6 +98,8 @@ def test_the_recorded_result_is_told_in_one_page(reported):
     wins = (values[:, None, -1] > np.array(curve["runs"]["pretrained-s0"]["values"][-1])).mean()
     assert f"maml does better than pretrained on a task with probability {wins:.2f} [" in page.text
     assert curve["command"] in page.text
+    assert "MAML 1 -11.7 ± 2.2" in page.text.split("Published numbers")[1]
+    assert "Finn, Abbeel and Levine (2017), arXiv:1703.03400" in page.text
     for name in names:
         session = json.loads((RECORDED / name / "provenance.json").read_text())
         assert session[0]["command"] in page.text
