@@ -200,6 +200,7 @@ def _evaluate(
     settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], command: str, bands: Sequence[Band], suffix: str
 ) -> int:
     from metarl.analysis import groups, report, telling
+    from metarl.analysis.shifted import shifted
     from metarl.analysis.shots import judged_by
     from metarl.run.directory import EVALUATION
     from metarl.run.provenance import provenance
@@ -208,6 +209,7 @@ def _evaluate(
     agents = {name: judged_by(name, agent, settings.normalization) for name, agent in agents.items()}
     for name, agent in agents.items():
         refuse_rates(name, agent, settings)
+    moved = [(band, {name: shifted(agent, band) for name, agent in agents.items()}) for band in bands]
     first = next(iter(agents.values()))
     domain, members = first.learner.domain, {name: agent.config for name, agent in agents.items()}
     result = {
@@ -230,7 +232,7 @@ def _evaluate(
     by = "rollouts" if settings.rollouts or any(remembers(config) for config in members.values()) else "updates"
     out = pathlib.Path(settings.run) / EVALUATION
     if bands:
-        result = _banded(settings, agents, bands, result)
+        result = _banded(settings, members, moved, result)
         telling.tell_bands(result, by)
         written = report.write_bands(result, out, by, suffix)
     else:
@@ -255,26 +257,25 @@ def _scored(settings: EvaluateSettings, agents: Mapping[str, Agent], place: str 
 
 def _banded(
     settings: EvaluateSettings,
-    agents: Mapping[str, Agent],
-    bands: Sequence[Band],
+    configs: Mapping[str, RunConfig],
+    moved: Sequence[tuple[Band, Mapping[str, Agent]]],
     usual: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what the runs do in every band, adapted as on the usual tasks, beside what they do on these."""
     from metarl.analysis import groups
-    from metarl.analysis.shifted import shifted
 
     kept = ("tasks", "task_ranges", "runs", "groups", "improvement", "along")
     places = {USUAL: {"settings": {}, **{key: usual[key] for key in kept if key in usual}}}
-    for band in bands:
-        found: dict[str, Any] = {}
+    for band, agents in moved:
+        runs: dict[str, Any] = {}
         for name, agent in agents.items():
             # step sizes are chosen where a user could choose them: without a look at the band
             rates = tuple(usual["notes"][name].get("inner_lr", ())) if settings.tune else settings.inner_lr
             own = dataclasses.replace(settings, tune=False, inner_lr=rates)
-            scored = _scored(own, {name: shifted(agent, band)}, band.name)
-            found = {**scored, "runs": {**found.get("runs", {}), **scored["runs"]}}
-        del found["notes"]
-        found |= groups.together({name: agent.config for name, agent in agents.items()}, {**usual, **found})
+            scored = _scored(own, {name: agent}, band.name)
+            runs |= scored["runs"]
+        found = {"tasks": scored["tasks"], "task_ranges": scored["task_ranges"], "runs": runs}
+        found |= groups.together(configs, {**usual, **found})
         places[band.name] = {"settings": band.settings, **found}
     return {**{key: value for key, value in usual.items() if key not in kept}, "bands": places}
 

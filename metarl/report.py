@@ -28,6 +28,7 @@ class ReportSettings:
     to: str = setting("report.html", "the file to write")
     curve: str = setting("", "the evaluation to show; empty takes the first run's evaluation/curve.json")
     make: bool = setting(False, "evaluate the runs and diagnose the first before, with tune=true")
+    film: bool = setting(True, "a film strip of the first run, drawn here unless its evaluation has one")
     tasks: int = setting(40, "held-out tasks of make=true", low=2)
     steps: int = setting(3, "inner updates of make=true", low=1)
     best: float | None = setting(None, "a return that none exceeds, for the risk of make=true")
@@ -60,6 +61,7 @@ def _main(argv: list[str]) -> int:
     if settings.make:
         _make(settings, paths)
     from metarl.analysis import published
+    from metarl.analysis.film import of_run
     from metarl.analysis.page import Sources, render
     from metarl.run.disk import replace_file
 
@@ -70,7 +72,8 @@ def _main(argv: list[str]) -> int:
     found = {name: _read(path / EVALUATION / "diagnostics.json") for name, path in names.items()}
     diagnoses = {name: diagnosis for name, diagnosis in found.items() if diagnosis is not None}
     beyond = _read(paths[0] / EVALUATION / "bands.json")
-    page = render(Sources(names, curve, diagnoses, bands=beyond), diagnose.TEXTS)
+    strip = of_run(paths[0], curve, next(iter(names))) if settings.film else None
+    page = render(Sources(names, curve, diagnoses, bands=beyond, film=strip), diagnose.TEXTS)
     try:
         replace_file(pathlib.Path(settings.to), page.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 
 from metarl.analysis import groups, parts, plots, sections
+from metarl.analysis.film import Strip
 from metarl.analysis.parts import Finding, Picture, Table
 from metarl.run.directory import METRICS, PROVENANCE, read_config
 from metarl.settings import SettingsError
@@ -24,6 +25,7 @@ class Sources(NamedTuple):
         runs: run directories by name.
         curve: what ``curve.json`` holds; None where nothing has been evaluated.
         diagnoses: what ``diagnostics.json`` holds, by the run's name, with the lines that were printed of each.
+        film: of the first run, or why there is none; None says nothing.
         bands: what ``bands.json`` of the first run holds; None where no tasks beyond training's have been tried.
     """
 
@@ -31,6 +33,7 @@ class Sources(NamedTuple):
     curve: Mapping[str, Any] | None
     diagnoses: Mapping[str, Mapping[str, Any]]
     bands: Mapping[str, Any] | None = None
+    film: Strip | None = None
 
 
 def render(sources: Sources, texts: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> str:
@@ -160,6 +163,7 @@ def _pictures(sources: Sources, rows: Mapping[str, Sequence[Mapping[str, float]]
                 "A point is a task: before adapting across, after it upwards. Points off the diagonal have changed."
             )
             found.append(Picture("Task by task", reading, parts.svg(lambda path: plots.before_and_after(curve, path))))
+    found += sections.film(sources.film)
     found += sections.beyond(sources.bands)
     known = {name: own for name, own in rows.items() if own}
     metric = (

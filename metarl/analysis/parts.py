@@ -17,11 +17,12 @@ class Finding(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A drawing, SVG in base64, with a sentence on how to read it."""
+    """A drawing in base64 with a sentence on how to read it; without data the sentence stands alone."""
 
     title: str
     reading: str
     data: str
+    kind: str = "svg+xml"
 
 
 class Table(NamedTuple):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
 from metarl.analysis import parts, plots
+from metarl.analysis.film import Strip
 from metarl.analysis.parts import Picture, Table
 
 
@@ -20,6 +22,14 @@ def beyond(result: Mapping[str, Any] | None) -> list[Picture]:
         " the usual one does, adaptation carries over; where it ends lower, that is what the shift costs."
     )
     return [Picture("Beyond the tasks of training", reading, parts.svg(lambda path: plots.bands(result, path, by)))]
+
+
+def film(strip: Strip | None) -> list[Picture]:
+    """Return the film strip, or the sentence that says why there is none."""
+    if strip is None:
+        return []
+    data = base64.b64encode(strip.png).decode("ascii")
+    return [Picture("One task before and after adapting", strip.text, data, "png")]
 
 
 def along(curve: Mapping[str, Any] | None) -> list[Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import io
 import json
 import pathlib
 import re
@@ -14,6 +15,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from metarl import diagnose, evaluate, report
@@ -27,7 +29,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.links, self.pictures, self.scripts, self.words = [], [], [], 0, []
+        self.open, self.links, self.pictures, self.photographs, self.scripts, self.words = [], [], [], [], 0, []
         self.feed(text)
         assert self.open == []
 
@@ -35,7 +37,9 @@ class Page(html.parser.HTMLParser):
         self.scripts += tag in ("script", "link", "iframe")
         for name, value in attributes:
             if name in ("src", "href"):
-                (self.pictures if value.startswith("data:image/svg+xml;base64,") else self.links).append(value)
+                kind = value.partition(";base64,")[0]
+                kinds = {"data:image/svg+xml": self.pictures, "data:image/png": self.photographs}
+                kinds.get(kind, self.links).append(value)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -63,7 +67,9 @@ def reported(tmp_path):
     """Write a report and read it back."""
 
     def run(*words):
-        assert report.main([*map(str, words), f"to={tmp_path / 'r.html'}"]) == 0
+        # a film takes longer than everything else
+        film = [] if "film=true" in words else ["film=false"]
+        assert report.main([*map(str, words), *film, f"to={tmp_path / 'r.html'}"]) == 0
         text = (tmp_path / "r.html").read_text(encoding="utf-8")
         return text, Page(text)
 
@@ -73,7 +79,7 @@ def reported(tmp_path):
 def test_the_recorded_result_is_told_in_one_page(reported):
     """A picture or a style from elsewhere, numbers of one seed for all of them, a command that is missing."""
     names = ["maml-s0", "maml-s1", "maml-s2", "pretrained-s0", "oracle-s0"]
-    text, page = reported(*(RECORDED / name for name in names), f"curve={RECORDED / 'curve.json'}")
+    text, page = reported(*(RECORDED / name for name in names), f"curve={RECORDED / 'curve.json'}", "film=true")
     assert page.links == []
     assert page.scripts == 0
     assert "url(" not in text
@@ -98,6 +104,12 @@ def test_the_recorded_result_is_told_in_one_page(reported):
     wins = (values[:, None, -1] > np.array(curve["runs"]["pretrained-s0"]["values"][-1])).mean()
     assert f"maml does better than pretrained on a task with probability {wins:.2f} [" in page.text
     assert curve["command"] in page.text
+    (strip,) = page.photographs
+    with Image.open(io.BytesIO(base64.b64decode(strip.partition(",")[2]))) as image:
+        assert image.size == (5 * 240, 2 * 160)
+    before, after = map(float, re.search(r"return (\S+) before adapting, (\S+) after 3 updates;", page.text).groups())
+    assert before < after < 0
+    assert not (RECORDED / "maml-s0" / "evaluation").exists()
     assert "MAML 1 -11.7 ± 2.2" in page.text.split("Published numbers")[1]
     assert "Finn, Abbeel and Levine (2017), arXiv:1703.03400" in page.text
     for name in names:
