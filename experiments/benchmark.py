@@ -244,7 +244,7 @@ def _learner(settings: Settings, threads: int) -> tuple[MetaLearner, RecordedFam
     from metarl.run.memory import keep_freed_memory
 
     torch.set_num_threads(1)  # as metarl.train does: the learner brings its own threads
-    keep_freed_memory()
+    keep_freed_memory(threads)
     learner = metarl.build(
         "halfcheetah-vel",
         env_settings={"horizon": settings.horizon},

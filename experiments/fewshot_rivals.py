@@ -174,8 +174,7 @@ def adaptation(p: Problem, workers: Workers, head: bool = False) -> Callable[[],
     one, support = learner(p, workers, head), ShotBatch(*p.support)
 
     def adapted() -> Params:
-        adapt = one.adaptation(p.params)
-        params = {name: value.expand(p.size.tasks, *value.shape).contiguous() for name, value in p.params.items()}
+        params, adapt = one.start(p.params, p.size.tasks), one.adaptation(p.params)
         for step in range(p.size.steps):
             params = adapt(params, support, step)
         return params

@@ -12,10 +12,13 @@ holds the data. Measure on an idle machine.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,6 +43,7 @@ class Settings:
     rounds: int = setting(5, "interleaved rounds; medians are over them", low=1)
     threads: tuple[int, ...] = setting((), "numbers of threads; [] takes 1 and every core", low=1)
     only: tuple[str, ...] = setting(SIZES, "these settings alone; then nothing is written")
+    part: str = setting("", "write the rows of one number of threads to this file, and end")
     hold: str = setting("", "take two meta-gradients by this way, in this process, and end", choices=("", *HELD))
     tiny: bool = setting(False, "small networks, few tasks, nothing written")
 
@@ -56,16 +60,16 @@ def _main(settings: Settings) -> int:
     if settings.hold:
         hold(settings.hold, settings.threads[0], settings.tiny)
         return 0
+    if settings.part:
+        _write_part(settings)
+        return 0
     from metarl.run.build import cores
-    from metarl.run.memory import keep_freed_memory
     from metarl.run.provenance import provenance
 
     counts = settings.threads or tuple(sorted({1, cores()}))
-    # first of all, while nothing of this process's own is in the way
     memory = {count: _memory(count, settings.tiny) for count in counts} if "A2" in settings.only else {}
-    keep_freed_memory()  # as metarl.train does; it serves all ways alike
     result = {
-        "rows": [row for count in counts for name in settings.only for row in [_row(name, count, settings)]],
+        "rows": [row for count in counts for row in _part(count, settings)],
         "memory": memory,
         "rounds": settings.rounds,
         "command": f"python -m experiments.fewshot_speed {' '.join(sys.argv[1:])}".rstrip(),
@@ -78,6 +82,31 @@ def _main(settings: Settings) -> int:
         recording.write(pathlib.Path("experiments/results/fewshot_speed.json"), result)
         recording.insert(recording.README, MARK, text)
     return 0
+
+
+def _part(threads: int, settings: Settings) -> list[dict[str, Any]]:
+    """Measure one number of threads in a process of its own: what the C library is told of them it is told once."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "rows.json"
+        words = [
+            f"part={path}",
+            f"threads=[{threads}]",
+            f"rounds={settings.rounds}",
+            f"only=[{','.join(settings.only)}]",
+        ]
+        words.append(f"tiny={str(settings.tiny).lower()}")
+        subprocess.run([sys.executable, "-m", "experiments.fewshot_speed", *words], check=True)
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
+
+
+def _write_part(settings: Settings) -> None:
+    from metarl.run.memory import keep_freed_memory
+
+    (threads,) = settings.threads
+    keep_freed_memory(threads)  # as metarl.train does; it serves all ways alike
+    rows = [_row(name, threads, settings) for name in settings.only]
+    pathlib.Path(settings.part).write_text(json.dumps(rows), encoding="utf-8")
 
 
 def _problem(name: str, tiny: bool) -> Problem:
@@ -151,7 +180,7 @@ def hold(way: str, threads: int, tiny: bool) -> None:
     from metarl.run.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    keep_freed_memory(threads)
     p, workers = _problem("A2", tiny), Workers(threads)
     run = rivals.ours(p, workers) if way == "ours" else rivals.loop(p)
     for _ in range(0 if way == "idle" else 2):

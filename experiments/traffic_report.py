@@ -1,7 +1,10 @@
 """Tables and pictures of policies for traffic signals beside the controllers, made from their summary alone.
 
-Times are mean times of a trip, s. Kinds of runs: ``maml``; ``pretrained``, which never adapted in training and had as many samples;
-``oracle``, which sees the task. Shapes: S seeds, K updates, M tasks, A arrivals (episodes).
+Times are mean times of a trip, s. Kinds of runs: ``start``, with whose parameters ``maml`` starts; ``pretrained``, which never
+adapted in training and had as many samples as those two; ``oracle``, which sees the task;
+``specialist``, the pretrained policy after training on each task alone.
+
+Shapes: S seeds, K updates, M tasks, A arrivals (episodes).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ _KINDS = {
     "maml": "MAML",
     "pretrained": "domain-randomised, as many samples",
     "oracle": "sees the task",
+    "specialist": "the pretrained policy trained on, on each task alone",
 }
 
 
@@ -56,7 +60,7 @@ def report(summary: Mapping[str, Any]) -> str:
         lines += [
             f"Mean time of a trip, s, on {len(found['own']['names'])} held-out tasks of {settings['env']} on a {found['grid']} grid"
             f" ({what}), {settings['arrivals']} episodes of each, the same for everybody; 95 % intervals over tasks. Adaptation"
-            " rates: chosen on validation tasks of the grid of training.",
+            " rates: chosen on validation tasks of the grid of training; an update looks at as many episodes for everybody.",
             "",
             *_table(found, brief=what != "trained on"),
             "",
@@ -77,7 +81,10 @@ def _made(summary: Mapping[str, Any]) -> list[str]:
     missing = [label for label in summary["planned"] if label not in summary["runs"]]
     if missing:
         lines += ["", f"Not run yet, and so not shown: {', '.join(missing)}."]
-    steps = [run["env_steps"] for run in summary["runs"].values()]
+    # MAML's samples are its own and those of the run that it starts from
+    own = {label: run["env_steps"] for label, run in summary["runs"].items()}
+    steps = [own[x] + own.get(x.replace("maml", "start"), 0) * x.startswith("maml") for x in summary["rates"]]
+    steps += [own[label] for label in own if label.startswith("oracle")]
     if max(steps) > 1.02 * min(steps):
         lines += ["", "The runs have not all had as many samples: what compares them is not the last word."]
     return lines
@@ -133,9 +140,13 @@ def _comparisons(found: Mapping[str, Any]) -> list[str]:
     for k in range(1, adapted.shape[1]):
         gains = 1 - adapted[:, k].mean(-1) / adapted[:, 0].mean(-1)
         lines.append(f"- maml after {k} over itself before: {_estimate(gains)} %{_each(100 * gains.mean(1), 1)}")
-    if "oracle" in several:
-        end = np.mean(list(several["oracle"].values()), axis=0)[0]
-        lines += _closed("the policy that sees the task", adapted, start, end)
+    for kind, what in (
+        ("oracle", "the policy that sees the task"),
+        ("specialist", "a policy trained on the task alone"),
+    ):
+        if kind in several:
+            end = np.mean(list(several[kind].values()), axis=0)[0]
+            lines += _closed(what, adapted, start, end)
     return lines + _closed("each task's own best controller", adapted[..., half:], start[..., half:], own[:, half:])
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import pathlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import recording, traffic_pictures, traffic_report
+from experiments.traffic_store import Store
 from metarl.run.arguments import parse
 from metarl.settings import SettingsError, setting
 
@@ -47,47 +47,6 @@ class Settings:
     warmup: int = setting(120, "seconds before the first (agree)", low=0)
     updates: int = setting(3, "inner updates (transfer)", low=1)
     tiny: bool = setting(False, "a minute, under runs/tiny, to see that everything works")
-
-
-class Store:
-    """Mean times by name, in a file that grows by a line for each.
-
-    Args:
-        path: of the file; what is in it is known already.
-        settings: of the experiment; the results of others are no part of it.
-    """
-
-    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-        self._path, self._settings = path, dict(settings)
-        self.times: dict[str, list[Any]] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for number, line in enumerate(lines):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                if number == len(lines) - 1:  # cut off by a kill
-                    path.write_text("".join(f"{whole}\n" for whole in lines[:-1]), encoding="utf-8")
-                    break
-                raise SettingsError(f"{path} line {number + 1} is no result; move the file away") from error
-            if record["settings"] == self._settings:
-                self.times[record["name"]] = record["times"]
-
-    def __call__(self, name: str, measure: Callable[[], np.ndarray]) -> None:
-        """Measure what is not known yet, and write it; a simulation that fails is reported."""
-        from metarl.families import EnvFault
-
-        if name in self.times:
-            return
-        try:
-            times = measure().tolist()
-        except EnvFault as fault:
-            print(f"{name}: {fault.reason}", flush=True)
-            return
-        self.times[name] = times
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, "times": times, "settings": self._settings}) + "\n")
-        print(f"{name}: {np.mean(times):.1f} s", flush=True)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,10 +1,12 @@
 """Policies for traffic signals beside the controllers: ``python -m experiments.traffic train``.
 
-Trains (or resumes) under ``runs/ENV-policies/`` MAML, a policy that never adapts in training (domain-randomised, with as many
-samples), and one that sees the task; adapts the first two to held-out tasks, on the grid of training, on 4x4, on a street of six
-intersections and with demand beyond training's, and judges everybody on the same tasks and arrivals by the mean time of a
-trip. Results: ``summary.json``, ``summary.md``, learning and adaptation curves and a film strip under
-``experiments/results/ENV-policies/``, beside the runs (:mod:`experiments.traffic_report`).
+Trains (or resumes) under ``runs/ENV-policies/`` a policy that never adapts in training (``start``), from its parameters MAML, the
+same policy trained on without adapting (``pretrained``, domain-randomised, with as many samples in all), and one that sees the
+task (``oracle``, likewise); adapts MAML and the pretrained policy to held-out tasks, on the grid of training, on 4x4, on a street
+of six intersections and with demand beyond training's, trains on each task alone what the pretrained policy could be
+(``specialist``), and judges everybody on the same tasks and arrivals by the mean time of a trip. Results: ``summary.json``,
+``summary.md``, learning and adaptation curves and a film strip under ``experiments/results/ENV-policies/``, beside the runs
+(:mod:`experiments.traffic_report`).
 
     python -m experiments.traffic train env=traffic-grid              as recorded
     python -m experiments.traffic train commands=true                 prints the trainings, to run them side by side
@@ -16,6 +18,7 @@ trip. Results: ``summary.json``, ``summary.md``, learning and adaptation curves 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import recording, traffic_report
+from experiments.traffic_store import Store
 from metarl.run.arguments import parse
 from metarl.settings import SettingsError, fields, setting
 
@@ -33,7 +37,14 @@ if TYPE_CHECKING:
     from metarl.envs.traffic.headroom import Actions, Player
     from metarl.families import Tasks
 
+# An inner update of one policy's gradient on few episodes is noise: MAML has 40 of a task, and starts from a policy that
+# already controls traffic.
+_MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.03")
+_OTHERS = ("meta_batch_size=20", "episodes_per_task=10", "inner_steps=0")
+_MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration of the others
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
+# Episodes and largest mean KL of an update of a policy of one task's own.
+_ALONE, _ALONE_KL = 100, 0.02
 # Adaptation and scores of held-out tasks, and its rates, are drawn apart from training's and from each other's.
 _ADAPT, _TUNE = 11, 12
 
@@ -43,13 +54,13 @@ class Settings:
     """What this experiment can be told."""
 
     env: str = setting("traffic-grid", "the family")
-    iterations: int = setting(
-        150, "of MAML; the others, with half the samples in an iteration, have twice as many", low=1
-    )
+    iterations: int = setting(50, "of MAML; the others have as many samples in all", low=1)
+    start: int = setting(300, "iterations without adapting, with whose parameters MAML starts", low=1)
     seeds: int = setting(3, "seeds of MAML and of the policy that never adapts in training", low=1)
     tasks: int = setting(40, "held-out tasks", low=2)
     arrivals: int = setting(4, "episodes of each, the same for everybody", low=2)
     steps: int = setting(3, "most inner updates", low=1)
+    alone: int = setting(30, "updates of a policy of each held-out task's own; 0 leaves them out", low=0)
     larger: int = setting(4, "rows and columns of the grid that nobody was trained on", low=1, high=20)
     beyond: bool = setting(True, "judge on a street and on other bands of demand, too")
     train: bool = setting(True, "false judges what is there")
@@ -61,7 +72,9 @@ def train(argv: Sequence[str]) -> int:
     """Train, judge, summarise; return the exit code."""
     settings = Settings(**parse(argv, Settings))
     if settings.tiny:
-        settings = dataclasses.replace(settings, iterations=1, seeds=1, tasks=2, arrivals=2, steps=1, larger=3)
+        settings = dataclasses.replace(
+            settings, iterations=1, start=1, seeds=1, tasks=2, arrivals=2, steps=1, alone=1, larger=3
+        )
     _refuse_others(settings.env)
     runs, results = recording.folders(f"{settings.env}-policies", settings.tiny)
     members = _members(settings)
@@ -72,7 +85,8 @@ def train(argv: Sequence[str]) -> int:
     if settings.train:
         recording.train(settings.env, runs, members)
     labels = recording.trained(runs, members)
-    summary = judge(settings, runs, labels)
+    summary = judge(settings, runs, [label for label in labels if not label.startswith("start")])
+    summary["runs"] = {label: recording.facts(runs / label) for label in labels}
     summary["evaluation"] = shlex.join(["python", "-m", "experiments.traffic", "train", *argv])
     summary["planned"] = {label: _iterations(words) for label, words in members.items()}
     results.mkdir(parents=True, exist_ok=True)
@@ -102,7 +116,7 @@ def _film(settings: Settings, summary: Mapping[str, Any], runs: pathlib.Path, re
     from metarl.analysis.agent import load
     from metarl.core.params import rows
 
-    label = next((label for label in summary["runs"] if label.startswith("maml")), None)
+    label = next((label for label in summary["rates"] if label.startswith("maml")), None)
     if label is None:
         return
     course = np.array(summary["grids"]["trained on"]["times"][label]).mean(-1)
@@ -120,19 +134,23 @@ def _iterations(words: Sequence[str]) -> int:
 
 
 def _members(settings: Settings) -> dict[str, Sequence[str]]:
-    budget = TINY if settings.tiny else (f"iterations={settings.iterations}",)
-    # without an inner update an iteration samples half as much: twice as many of them, hence as many samples
-    twice = budget if settings.tiny else (f"iterations={2 * settings.iterations}",)
-    kinds = {
-        "maml": (settings.seeds, budget),
-        "pretrained": (settings.seeds, ("inner_steps=0", *twice)),
-        "oracle": (1, ("inner_steps=0", "env.oracle=true", *twice)),
+    runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
+    whole = f"iterations={settings.start + _MORE * settings.iterations}"
+    kinds: dict[str, tuple[int, Sequence[str]]] = {
+        "start": (settings.seeds, (*_OTHERS, f"iterations={settings.start}")),
+        "maml": (settings.seeds, (*_MAML, f"iterations={settings.iterations}")),
+        "pretrained": (settings.seeds, (*_OTHERS, whole)),
+        "oracle": (1, (*_OTHERS, "env.oracle=true", whole)),
     }
-    return {
-        f"{kind}-s{seed}": (f"seed={seed}", "threads=1", *words)
-        for kind, (seeds, words) in kinds.items()
-        for seed in range(seeds)
-    }
+    members: dict[str, Sequence[str]] = {}
+    for kind, (seeds, words) in kinds.items():
+        for seed in range(seeds):
+            several = ["threads=1", *words, *(TINY if settings.tiny else ())]
+            if kind == "maml":
+                several.append(f"init_from={runs / f'start-s{seed}'}")
+            told = dict(word.split("=", 1) for word in several)  # a tiny one's last word counts
+            members[f"{kind}-s{seed}"] = [f"seed={seed}", *(f"{name}={value}" for name, value in told.items())]
+    return members
 
 
 def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict[str, Any]:
@@ -145,16 +163,30 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
     torch.set_num_threads(1)
     held = min(20, settings.tasks)
     adapting = [label for label in labels if not label.startswith("oracle")]
-    rates = {label: chosen_rates(load(runs / label), held, settings.steps) for label in adapting}
+    whole = alike({label: load(runs / label) for label in labels})
+    rates = {label: chosen_rates(whole[label], held, settings.steps) for label in adapting}
     grids = {}
     for name, changes in _places(settings).items():
-        agents = {label: load(runs / label, env_settings=changes) for label in labels}
+        specialist = next((x for x in labels if x.startswith("pretrained")), None) if not changes else None
+        agents = alike({label: load(runs / label, env_settings=changes) for label in labels})
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
         courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
+        if specialist is not None and settings.alone:
+            courses["specialist-s0"] = [_alone(settings, runs, specialist, agents[specialist], tasks)]
         grids[name] = {**found, "times": courses}
-    facts = {label: recording.facts(runs / label) for label in labels}
-    return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, "runs": facts, **provenance()}
+    return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, **provenance()}
+
+
+def alike(agents: Mapping[str, Agent]) -> dict[str, Agent]:
+    """Let all look at as many episodes of a task before an update as the one that was trained with the most."""
+    from metarl.analysis import curves
+
+    most = max(agent.config.run.episodes_per_task for agent in agents.values())
+    return {
+        label: dataclasses.replace(agent, learner=curves.with_episodes(agent.learner, most))
+        for label, agent in agents.items()
+    }
 
 
 def _places(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -221,6 +253,42 @@ def _course(settings: Settings, agent: Agent, rates: Sequence[float] | None, tas
     """Return the mean times of a run's policies before and after every update, (updates + 1, tasks, arrivals)."""
     stages = adapted(agent, tasks, (0, _ADAPT, 1), 0 if rates is None else settings.steps, rates or ())
     return [times(agent, params, tasks, range(settings.arrivals)).tolist() for params in stages]
+
+
+def _alone(settings: Settings, runs: pathlib.Path, label: str, agent: Agent, tasks: Tasks) -> list[Any]:
+    """Return the mean times (tasks, arrivals) of policies that were trained on from a run's, each on one task alone.
+
+    What is known of a task is kept, so that this goes on where it was stopped.
+    """
+    from metarl.core.params import expand
+
+    known = {"run": label, "at": agent.iteration, **{x: getattr(settings, x) for x in ("tasks", "arrivals", "alone")}}
+    store = Store(runs / "specialists.jsonl", known)
+
+    def played(task: Tasks) -> np.ndarray:
+        params = expand(specialist(agent, task, settings.alone, 2 if settings.tiny else _ALONE), 1)
+        return times(agent, params, task, range(settings.arrivals))[0]
+
+    for row in range(len(tasks)):
+        store(f"task {row}", functools.partial(played, tasks.rows([row])))
+    return [store.times[f"task {row}"] for row in range(len(tasks))]
+
+
+def specialist(agent: Agent, task: Tasks, updates: int, episodes: int) -> Params:
+    """Train a policy on from an agent's on one task alone, by so many trust-region updates of so many episodes each."""
+    from metarl.analysis.restricted import restricted
+    from metarl.core import TRPO
+    from metarl.rl.domain import RLDomain
+
+    one = restricted(agent.learner, task)
+    assert isinstance(one.domain, RLDomain)
+    assert isinstance(one.outer, TRPO)
+    domain, outer = dataclasses.replace(one.domain, episodes=episodes), dataclasses.replace(one.outer, max_kl=_ALONE_KL)
+    one = dataclasses.replace(one, domain=domain, outer=outer, meta_batch_size=1, inner_steps=0)
+    state = dataclasses.replace(one.init(_ADAPT), meta=agent.meta)
+    for _ in range(updates):
+        state, _ = one.iteration(state)
+    return state.meta
 
 
 def player(agent: Agent, params: Params, tasks: Tasks, episodes: int) -> Player:

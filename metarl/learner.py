@@ -227,7 +227,7 @@ class MetaLearner:
 
         Training differentiates through this, evaluation reads its scores: there is no other way to adapt.
         """
-        params, adapt = expand(detach(meta), len(tasks)), self.adaptation(meta)
+        params, adapt = self.start(meta, len(tasks)), self.adaptation(meta)
         supports: list[Sample] = []
         seconds = 0.0
         for step in range(steps):
@@ -236,6 +236,15 @@ class MetaLearner:
             params = adapt(params, supports[-1].data, step)
             seconds += time.perf_counter() - started
         return Trail(supports, self.domain.collect(params, tasks, (*seed, steps), "query"), params, seconds)
+
+    def start(self, meta: Params, num_tasks: int) -> Params:
+        """Return every task's parameters before it adapts, (M, ...).
+
+        Where the last layer alone adapts, tasks see the one body instead of copies, which take longer than adapting.
+        """
+        if self._once(meta) is None:
+            return expand(detach(meta), num_tasks)
+        return {name: value.expand(num_tasks, *value.shape) for name, value in detach(meta).items()}
 
     def adapt(self, params: Params, support: Any, step: int = 0) -> Params:
         """Apply the inner rule once to parameters (M, ...), chunk by chunk, without a graph; ``step`` counts from 0."""

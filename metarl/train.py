@@ -39,12 +39,13 @@ def _main(argv: list[str]) -> int:
 
     import torch
 
+    from metarl.run.build import cores
     from metarl.run.memory import keep_freed_memory
     from metarl.run.trainer import train
 
     # the learner brings its own threads; torch's would wait for the physics' and the physics' for them
     torch.set_num_threads(1)
-    keep_freed_memory()
+    keep_freed_memory(max(config.run.threads or cores() for config in configs))
     command = shlex.join(["python", "-m", "metarl.train", *argv])
     if len(configs) == 1:
         return train(configs[0], command)

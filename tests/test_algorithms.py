@@ -261,12 +261,24 @@ def trained(tmp_path, capsys):
 def test_a_warm_start_from_another_algorithm_names_what_is_missing(trained):
     """ "rate.0.0.weight is None there; use the same hidden_sizes": they are the same."""
     source = trained("maml", "maml-adam")[1]
-    for algo, missing in (("meta-sgd-adam", "rate.0.0.weight"), ("cavia-adam", "context")):
-        code, _, shown = trained("other", algo, f"init_from={source}")
-        assert code == 2
-        assert f"another network: {missing} is missing there and" in shown
-        assert "use the same hidden_sizes, family and algorithm" in shown
+    code, _, shown = trained("other", "cavia-adam", f"init_from={source}")
+    assert code == 2
+    assert "another network: context is missing there and" in shown
+    assert "use the same hidden_sizes, family and algorithm" in shown
     assert trained("implicit", "imaml-adam", f"init_from={source}")[0] == 0  # it has the same parameters
+
+
+def test_a_warm_start_with_learned_rates_takes_the_weights_and_starts_the_rates_afresh(trained):
+    """A run of weights alone, pretraining say, lacks them; a run that has learned rates hands its own on."""
+    source = trained("maml", "maml-adam")[1]
+    code, learned, _ = trained("rates", "meta-sgd-adam", f"init_from={source}", "inner_lr=0.25", "algo.lr=1e-9")
+    assert code == 0
+    before, after = metarl.load(source).meta, metarl.load(learned).meta
+    assert all(torch.allclose(after[name], value) for name, value in before.items())
+    assert torch.allclose(after["rate.0.0.weight"], torch.tensor(0.25))
+    code, again, _ = trained("again", "meta-sgd-adam", f"init_from={learned}", "inner_lr=0.5", "algo.lr=1e-9")
+    assert code == 0
+    assert torch.allclose(metarl.load(again).meta["rate.0.0.weight"], torch.tensor(0.25))
 
 
 @pytest.mark.parametrize("word", ["tune=true", "inner_lr=0.1"])

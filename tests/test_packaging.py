@@ -156,7 +156,7 @@ def test_readme_and_ci_run_the_same_commands() -> None:
     """Catches a README whose commands nobody runs."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    install, test = "pip install -c constraints.txt -e '.[dev]'", "python -m pytest"
+    install, test = "pip install -c constraints.txt -e '.[dev]'", "python -m pytest -n auto"
     assert f"\n{install}\n" in script
     assert script.endswith(f"\n{test}\n"), "the tests come last, so that their exit code is the script's"
     assert f"{install} && {test}\n" in readme

@@ -129,7 +129,7 @@ def test_install_lines():
     """The two commands of a fresh clone, and the files and the extra that they name."""
     lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
     assert "pip install -c constraints.txt -e . && python -m metarl.train env=halfcheetah-vel" in lines
-    assert "pip install -c constraints.txt -e '.[dev]' && python -m pytest" in lines
+    assert "pip install -c constraints.txt -e '.[dev]' && python -m pytest -n auto" in lines
     assert (ROOT / "constraints.txt").is_file()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "dev" in project["optional-dependencies"]

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from metarl.core.inner import RATE
 from metarl.core.params import Params
 from metarl.families import EnvFault, FamilyError
 from metarl.learner import VALIDATION, MetaLearner, MetaState
@@ -177,9 +178,15 @@ def validate(learner: MetaLearner, state: MetaState, tasks: int, steps: int) -> 
 
 
 def restored(
-    checkpoint: Checkpoint, learner: MetaLearner, where: str = "the checkpoint"
+    checkpoint: Checkpoint, learner: MetaLearner, where: str = "the checkpoint", rates: bool = True
 ) -> tuple[MetaState, Best | None]:
     """Return the state that a checkpoint holds, on the learner's device.
+
+    Args:
+        checkpoint: what was saved.
+        learner: that goes on with it.
+        where: how messages call it.
+        rates: whether learned rates must be in it, too; otherwise those that are missing start afresh.
 
     Raises:
         SettingsError: if it is that of another network, or its observations were normalised and ours are not, or the other
@@ -190,16 +197,18 @@ def restored(
     for name, value in checkpoint.tensors.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = value
-    meta = {name: value.to(device) for name, value in groups["meta"].items()}
+    meta, own = {name: value.to(device) for name, value in groups["meta"].items()}, learner.init(record["seed"]).meta
+    if not rates:
+        meta |= {name: value for name, value in own.items() if name.startswith(RATE) and name not in meta}
     # on the device where the rule puts it (counters are read on the CPU), and as at the start where an older version of
     # the rule did not save it
     fresh = learner.outer.init(meta)
     outer = {name: groups["outer"].get(name, value).to(value.device) for name, value in fresh.items()}
-    _refuse_other_network(meta, learner.init(record["seed"]).meta, where)
+    _refuse_other_network(meta, own, where)
     statistics = groups["statistics"]  # they stay on the CPU
     if statistics.keys() != learner.domain.learned([]).keys():
-        own = str(bool(statistics)).lower()
-        raise SettingsError(f"{where} was trained with normalize_observations={own}; use the same here")
+        told = str(bool(statistics)).lower()
+        raise SettingsError(f"{where} was trained with normalize_observations={told}; use the same here")
     state = MetaState(meta, outer, record["iteration"], record["env_steps"], record["seed"], statistics)
     return state, Best(**record["best"]) if record["best"] else None
 
@@ -227,7 +236,7 @@ def _warm_started(learner: MetaLearner, config: RunConfig) -> MetaState:
     checkpoint = CheckpointStore(source / CHECKPOINTS).latest()
     if checkpoint is None:
         raise SettingsError(f"init_from={source} has no checkpoint yet")
-    found = restored(checkpoint, learner, f"init_from={source}")[0]
+    found = restored(checkpoint, learner, f"init_from={source}", rates=False)[0]
     return dataclasses.replace(
         state, meta=found.meta, outer=learner.outer.init(found.meta), statistics=found.statistics
     )

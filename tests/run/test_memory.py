@@ -33,10 +33,18 @@ class _Library:
 def test_a_library_that_refuses_the_size_keeps_its_own_ways(monkeypatch, most, told):
     library = _Library(most)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    assert memory.keep_freed_memory() is bool(told)
+    assert memory.keep_freed_memory(2) is bool(told)
     assert library.told == told
+
+
+def test_a_single_thread_shares_the_main_arena(monkeypatch):
+    """Several would wait for each other there: two take half as long again on convolutions."""
+    library = _Library(1 << 30)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert memory.keep_freed_memory(1)
+    assert library.told[-8] == 1
 
 
 def test_a_library_without_it_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert memory.keep_freed_memory() is False
+    assert memory.keep_freed_memory(1) is False

@@ -19,7 +19,7 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments import traffic, traffic_speed, traffic_sumo
+from experiments import traffic, traffic_speed, traffic_store, traffic_sumo
 from metarl import evaluate, families, train
 from metarl.envs.traffic import families as traffic_families
 from metarl.envs.traffic import headroom, sumo_network, sumo_simulator, sumo_worker
@@ -308,18 +308,18 @@ def test_results_are_kept_and_faults_left_out(tmp_path, capsys):
     def fails():
         raise EnvFault("SUMO crashed (exit code -11)", np.zeros(1, dtype=int))
 
-    store = traffic_sumo.Store(path, {"rows": 2})
+    store = traffic_store.Store(path, {"rows": 2})
     store("a", lambda: measure(1.0))
     store("b", fails)
     assert "b: SUMO crashed" in capsys.readouterr().out
     with path.open("a") as file:
         file.write('{"name": "c", "ti')
-    again = traffic_sumo.Store(path, {"rows": 2})
+    again = traffic_store.Store(path, {"rows": 2})
     again("a", lambda: measure(2.0))
     again("b", lambda: measure(3.0))
     assert calls == [1.0, 3.0]
-    assert traffic_sumo.Store(path, {"rows": 2}).times == {"a": [1.0], "b": [3.0]}
-    assert traffic_sumo.Store(path, {"rows": 3}).times == {}
+    assert traffic_store.Store(path, {"rows": 2}).times == {"a": [1.0], "b": [3.0]}
+    assert traffic_store.Store(path, {"rows": 3}).times == {}
 
 
 @needs_sumo

@@ -39,7 +39,8 @@ def test_train_judge_and_table_in_miniature(tmp_path, monkeypatch):
     for found in summary["grids"].values():
         assert len(found["controllers"]) == 8
         shapes = {label: np.shape(times) for label, times in found["times"].items()}
-        assert shapes == {"maml-s0": (2, 2, 2), "pretrained-s0": (2, 2, 2), "oracle-s0": (1, 2, 2)}
+        everybody = {"maml-s0": (2, 2, 2), "pretrained-s0": (2, 2, 2), "oracle-s0": (1, 2, 2)}
+        assert shapes == everybody | ({"specialist-s0": (1, 2, 2)} if found["grid"] == "2x2" else {})
         assert np.min(list(found["controllers"].values())) > 1.0
     text = (results / "summary.md").read_text()
     words = (
@@ -49,6 +50,8 @@ def test_train_judge_and_table_in_miniature(tmp_path, monkeypatch):
         "maml after 1 over pretrained after 0",
         "oracle",
         "| maml-s0 | 1 |",
+        "| start-s0 | 1 |",
+        "init_from=runs/tiny/traffic-grid-policies/start-s0",
     )
     for word in (*words, "$ python -m"[2:], "Hardware: ", "experiments.traffic train tiny=true beyond=false"):
         assert word in text
@@ -151,18 +154,23 @@ def test_what_is_not_there_is_said():
     assert "| oracle-s0 | 300 | 15.00 M | 0.50 | not adapted |" in lines
     assert "Not run yet, and so not shown: maml-s1." in lines
     assert any("as many samples" in line for line in lines)
+    summary["runs"]["start-s0"] = run | {"env_steps": 6e6}
+    summary["planned"]["start-s0"] = 90
+    lines = traffic_report._made(summary)
+    assert not any("as many samples" in line for line in lines), "9 M and the 6 M that MAML starts from are 15 M"
 
 
 def test_commands_train_what_is_judged(capsys):
     """Lanes that train under another name or with other settings than the evaluation looks for."""
     assert traffic.main(["train", "commands=true", "seeds=2", "iterations=7"]) == 0
     commands = capsys.readouterr().out.splitlines()
-    assert len(commands) == 5
-    assert commands[1] == (
-        "python -m metarl.train env=traffic-grid seed=1 threads=1 iterations=7"
-        " run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
+    assert len(commands) == 7
+    assert commands[3] == (
+        "python -m metarl.train env=traffic-grid seed=1 threads=1 meta_batch_size=15 episodes_per_task=40 inner_lr=0.03"
+        " iterations=7 init_from=runs/traffic-grid-policies/start-s1 run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
     )
-    assert "inner_steps=0 env.oracle=true iterations=14" in commands[-1]
+    # 7 x 15 tasks x 40 episodes, before and after adapting, are 42 times 20 x 10
+    assert "inner_steps=0 env.oracle=true iterations=342" in commands[-1]
     for command in commands:
         arguments.check(shlex.split(command)[3:])
     for env in ("traffic-plan", "sinusoid"):
