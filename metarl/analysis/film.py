@@ -98,4 +98,8 @@ def draw(learner: MetaLearner, meta: Params, task: Tasks, seed: Seed, steps: int
     file = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(file, format="PNG", optimize=True)
     named = ", ".join(f"{key} {value:.2f}" for key, value in list(task.to_json()[0].items())[:4])
-    return Strip(file.getvalue(), f"Test task {named}: return {', '.join(told)}; the policy without its noise.")
+    text = (
+        f"Test task {named}: return {', '.join(told)}; one episode each of the policy without its noise, to look at. How well it"
+        " adapts is told by the curves."
+    )
+    return Strip(file.getvalue(), text)
