@@ -65,6 +65,11 @@ class Navigation2D:
         del num_envs, threads
         return PointBatch(self, self.step_size, self.horizon)
 
+    @property
+    def reach(self) -> float:
+        """Largest goal coordinate, m."""
+        return self.goal_range
+
     def goals(self, tasks: Tasks) -> np.ndarray:
         """Return goals, float32 (2, B)."""
         return tasks.values.T.astype(np.float32)
@@ -111,6 +116,11 @@ class Navigation2DSparse:
         """Make simulations; they need no threads."""
         del num_envs, threads
         return PointBatch(self, self.step_size, self.horizon)
+
+    @property
+    def reach(self) -> float:
+        """Largest goal coordinate, m."""
+        return self.goal_distance
 
     def goals(self, tasks: Tasks) -> np.ndarray:
         """Return goals, float32 (2, B)."""
@@ -161,3 +171,20 @@ class PointBatch:
         rewards, terminated = self._family.judge(away_x, away_y)
         self._elapsed += 1
         return Step(self._positions.copy(), rewards, terminated, self._elapsed >= self._horizon)
+
+    def render(self, env: int, width: int, height: int) -> np.ndarray:
+        """Draw one point (blue), its start (grey) and its goal (green), uint8 (height, width, 3); what is far off, at the edge."""
+        from PIL import Image, ImageDraw
+
+        image = Image.new("RGB", (width, height), (255, 255, 255))
+        pen, scale = ImageDraw.Draw(image), min(width, height) / (2.5 * self._family.reach)
+        near = max(5.0, self._family.goal_radius * scale)
+        for (x, y), size, colour in (
+            (self._goals[:, env], near, (120, 200, 120)),
+            ((0.0, 0.0), 3.0, (150, 150, 150)),
+            (self._positions[env], 5.0, (0, 114, 178)),
+        ):
+            across = float(np.clip(width / 2 + x * scale, size, width - size))
+            down = float(np.clip(height / 2 - y * scale, size, height - size))
+            pen.ellipse((across - size, down - size, across + size, down + size), fill=colour)
+        return np.asarray(image)

@@ -2,6 +2,7 @@
 
     python -m experiments.normalizations run=runs/fewshot/omniglot-5w1s/maml-adam-s0
     python -m experiments.normalizations run=RUN shots=5 save=true
+    python -m experiments.normalizations table=true                   the table and the picture again, of the recorded result
 
 A task's own statistics are those of all images of its classes. What a protocol knows of them depends on the draw of the support set
 and of the queries; here both are drawn many times. Errors of a channel's mean are in units of its standard deviation, those of the
@@ -14,6 +15,8 @@ Shapes: N images of a task, R draws, F channels.
 from __future__ import annotations
 
 import dataclasses
+import decimal
+import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,6 +42,7 @@ from metarl.run.provenance import provenance
 from metarl.settings import SettingsError, setting
 
 MARK = "<!-- normalizations -->"
+RESULTS = pathlib.Path("experiments/results/fewshot")
 ESTIMATORS = {
     "transductive": "all queries",
     "support": "the support set",
@@ -60,6 +64,7 @@ class Settings:
     tasks: int = setting(100, "test tasks, and as many training tasks for their statistics", low=2)
     draws: int = setting(200, "of support and query sets of every task", low=2)
     save: bool = setting(False, "write the result, and put the table into experiments/README.md")
+    table: bool = setting(False, "make table and picture of what is recorded, without a run")
 
 
 class Moments(NamedTuple):
@@ -82,6 +87,8 @@ def main() -> int:
 
 
 def _main(settings: Settings) -> int:
+    if settings.table:
+        return _show(json.loads((RESULTS / "normalizations.json").read_text(encoding="utf-8")))
     if not settings.run:
         raise SettingsError("run is missing: name a run directory, run=runs/NAME")
     if settings.shots + settings.queries > settings.images:
@@ -96,7 +103,7 @@ def _main(settings: Settings) -> int:
         raise SettingsError(f"{settings.run} has no convolutional network with batch statistics; choose another run")
     result = {
         "env": agent.config.env,
-        **{key: value for key, value in dataclasses.asdict(settings).items() if key != "save"},
+        **{key: value for key, value in dataclasses.asdict(settings).items() if key not in ("save", "table")},
         "ways": net.outputs,
         "iteration": agent.iteration,
         "rows": study(domain, net, agent.meta, settings),
@@ -104,14 +111,20 @@ def _main(settings: Settings) -> int:
         "command": " ".join(["python -m experiments.normalizations", *sys.argv[1:]]),
         "provenance": provenance(),
     }
+    if settings.save:
+        recording.write(RESULTS / "normalizations.json", result)
+        return _show(result)
+    print(report(result))
+    return 0
+
+
+def _show(result: Mapping[str, Any]) -> int:
+    """Print the table, put it into the README, draw the picture."""
     text = report(result)
     print(text)
-    if settings.save:
-        out = pathlib.Path("experiments/results/fewshot")
-        recording.write(out / "normalizations.json", result)
-        draw(result, out / "normalizations.png")
-        where = (out / "normalizations.png").relative_to(recording.README.parent)
-        recording.insert(recording.README, MARK, f"![bias and variance of statistics]({where})\n\n{text}")
+    draw(result, RESULTS / "normalizations.png")
+    where = (RESULTS / "normalizations.png").relative_to(recording.README.parent)
+    recording.insert(recording.README, MARK, f"![bias and variance of statistics]({where})\n\n{text}")
     return 0
 
 
@@ -257,9 +270,9 @@ def report(result: Mapping[str, Any]) -> str:
     ]
     for name, rows in result["rows"].items():
         values = np.array(rows)
-        cells = [f"{row[0]:.3f} + {row[1]:.3f}" for row in values]
         whole = values.mean(0)
-        cells += [f"{whole[0]:.3f} + {whole[1]:.3f}", f"{whole[2]:.3f} + {whole[3]:.3f}"]
+        pairs = [*(row[:2] for row in values), whole[:2], whole[2:]]
+        cells = [f"{_digits(bias)} + {_digits(variance)}" for bias, variance in pairs]
         lines.append(f"| {ESTIMATORS[name]} ({name}) | {' | '.join(cells)} |")
     origin = result["provenance"]
     return "\n".join(
@@ -269,6 +282,11 @@ def report(result: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _digits(value: float) -> str:
+    """Return two significant digits, without an exponent: a small part of an error is not none."""
+    return f"{decimal.Decimal(f'{value:.1e}'):f}" if value else "0"
 
 
 def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:

@@ -19,13 +19,20 @@ from metarl.run.command import guarded, say
 from metarl.settings import SettingsError, setting
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from metarl.analysis.agent import Agent
+    from metarl.analysis.diagnostics import Inflation
     from metarl.core.params import Params
     from metarl.families import Tasks
-    from metarl.learner import MetaLearner
+    from metarl.learner import MetaLearner, MetaState
+
+# A family of more tasks than this is not taken for a finite set: each costs a training.
+_MOST_LEFT_OUT = 20
 
 READING: Mapping[str, str] = {
     "risk": "held-out loss over training loss after adapting: near 1 it holds on other tasks, above 2 it overfits its own",
+    "left_out": "the same, with each task of a finite set held out once of a training on all others: above 2 nothing carries over",
     "alignment": "cosine of the first descent with the way to where adapting ends: near 1 one step does what many do",
     "orders": "first-order against full meta-gradient: at cosine and ratio near 1 the second order could be left out",
     "layers": "representation before and after adapting, per layer: 1 is reused as it is, lower is learned anew",
@@ -41,12 +48,22 @@ class DiagnoseSettings:
     """Look into a run; write diagnostics.json under RUN/evaluation/."""
 
     run: str = setting("", "the run directory; may stand alone: python -m metarl.diagnose RUN")
-    only: tuple[str, ...] = setting((), "which diagnostics; empty: all of them", choices=tuple(READING))
+    only: tuple[str, ...] = setting(
+        (), "which diagnostics; empty: all but left_out, which trains anew", choices=tuple(READING)
+    )
     tasks: int = setting(20, "tasks of each split", low=2)
     steps: int | None = setting(None, "inner updates; null: as in training, at least 1", low=1)
     far: int = setting(10, "inner updates to where adapting ends", low=2)
     best: float | None = setting(
         None, "a return that none exceeds, which makes losses of returns (RL): best=0 for costs"
+    )
+    retrain: int | None = setting(
+        None, "left_out: meta-updates of each training, one for every task; null: as many as the run has", low=1
+    )
+    among: int | None = setting(
+        None,
+        "left_out: so many training tasks are all that there are; null: those of a family that has a few only",
+        low=2,
     )
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
     seed: int = setting(0, "of tasks and data", low=0)
@@ -63,6 +80,7 @@ class _Run(NamedTuple):
     settings: DiagnoseSettings
     steps: int
     inner_lr: float
+    iteration: int
 
     @property
     def seed(self) -> tuple[int, int, int]:
@@ -87,6 +105,7 @@ def _main(argv: list[str]) -> int:
     settings = DiagnoseSettings(**arguments.parse(words, DiagnoseSettings, paths={"run"}))
     if not settings.run:
         raise SettingsError("run is missing: name a run directory, python -m metarl.diagnose runs/NAME")
+    _asked(settings)
     from metarl.run.directory import read_config
 
     if read_config(pathlib.Path(settings.run)).algo_settings.get("memory_size"):
@@ -97,6 +116,19 @@ def _main(argv: list[str]) -> int:
     from metarl.analysis.agent import load
 
     return _diagnose(settings, load(settings.run, settings.checkpoint, settings.device), argv)
+
+
+def _asked(settings: DiagnoseSettings) -> list[str]:
+    """Return the names of what is to be computed.
+
+    Raises:
+        SettingsError: if a setting of what is not among them was given.
+    """
+    own = [name for name in ("retrain", "among") if getattr(settings, name) is not None]
+    asked = list(settings.only) or [name for name in READING if name != "left_out" or own]
+    if own and "left_out" not in asked:
+        raise SettingsError(f"{own[0]}= has no effect here: it belongs to left_out, and only= leaves that out")
+    return asked
 
 
 def _diagnose(settings: DiagnoseSettings, agent: Agent, argv: Sequence[str]) -> int:
@@ -114,9 +146,10 @@ def _diagnose(settings: DiagnoseSettings, agent: Agent, argv: Sequence[str]) -> 
         settings=settings,
         steps=settings.steps or max(1, trained.inner_steps),
         inner_lr=trained.inner_lr,
+        iteration=agent.iteration,
     )
     found: dict[str, Any] = {}
-    for name in settings.only or READING:
+    for name in _asked(settings):
         try:
             found[name] = _COMPUTED[name](run)
             say(f"{name}  {TEXTS[name](found[name])}\n    {READING[name]}")
@@ -160,17 +193,51 @@ def _risk(run: _Run) -> dict[str, Any]:
         adapted_losses(run.learner, run.meta, tasks, (*run.seed, stream), run.steps, run.settings.best)
         for stream, tasks in ((0, run.test), (1, run.training))
     )
-    found = risk_inflation(held, training)
-    low, high = found.ratio[1:]
+    return {**_told(risk_inflation(held, training)), "held_out": held.tolist(), "training": training.tolist()}
+
+
+def _told(found: Inflation) -> dict[str, Any]:
     return {
         "ratio": found.ratio.value,
-        "ci95": [low, high],
+        "ci95": [found.ratio.low, found.ratio.high],
         "overfits": found.overfits,
         "held_out_loss": found.held_out,
         "training_loss": found.training,
-        "held_out": held.tolist(),
-        "training": training.tolist(),
     }
+
+
+def _left_out(run: _Run) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from metarl.analysis.diagnostics import adapted_losses, leave_one_out
+    from metarl.analysis.restricted import distinct, every, fit
+    from metarl.learner import TRAIN
+
+    learner, settings, domain = run.learner, run.settings, run.learner.domain
+    if settings.among is None:
+        tasks = every(domain, _MOST_LEFT_OUT, settings.seed)
+        if tasks is None:
+            raise SettingsError(
+                f"the family has more than {_MOST_LEFT_OUT} training tasks, and each would be left out of a training; say with"
+                " among= how many are to be all that there are"
+            )
+    else:
+        tasks = distinct(domain.sample_tasks(settings.among, "train", (settings.seed, TRAIN)))
+    draws = max(1, settings.tasks // len(tasks))  # of data, of every task
+    iterations, bar = settings.retrain or run.iteration, tqdm(total=len(tasks), unit="training", disable=None)
+    trained = fit(learner, iterations, settings.seed)
+
+    def losses(state: MetaState, some: Tasks) -> np.ndarray:
+        bar.update()
+        own = learner.at(state)
+        found = adapted_losses(own, state.meta, some.repeat(draws), (*run.seed, 2), run.steps, settings.best)
+        return found.reshape(len(some), draws).mean(1)
+
+    losses(learner.init(settings.seed), tasks)  # what cannot be judged is found out before hours of training
+    bar.reset()
+    with bar:
+        found = leave_one_out(trained, losses, tasks)
+    return {**_told(found), "iterations": iterations, "draws": draws, "tasks": tasks.to_json()}
 
 
 def _alignment(run: _Run) -> dict[str, Any]:
@@ -234,6 +301,7 @@ def _rollouts(run: _Run) -> dict[str, Any]:
 
 _COMPUTED: Mapping[str, Callable[[_Run], dict[str, Any]]] = {
     "risk": _risk,
+    "left_out": _left_out,
     "alignment": _alignment,
     "orders": _orders,
     "layers": _layers,
@@ -265,8 +333,13 @@ def _risk_text(found: Mapping[str, Any]) -> str:
     return f"R = {_shown(found['ratio'], '.2f')} [{low}, {high}]{warning}"
 
 
+def _left_out_text(found: Mapping[str, Any]) -> str:
+    return f"{_risk_text(found)}  ({len(found['tasks'])} trainings of {found['iterations']} meta-updates)"
+
+
 TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "risk": _risk_text,
+    "left_out": _left_out_text,
     "alignment": lambda f: (
         f"cosine {_shown(f['mean_cosine'], '.3f')}, rank correlation with the first gain {_shown(f['correlation'], '.2f')}"
     ),

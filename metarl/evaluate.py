@@ -1,6 +1,7 @@
 """Evaluate a run: ``python -m metarl.evaluate run=runs/x compare=[runs/pretrained,runs/oracle] steps=3``.
 
-Adapts on held-out tasks and writes ``curve.json``, ``curve.csv``, ``curve.png`` and ``groups.csv`` under ``RUN/evaluation/``.
+Adapts on held-out tasks and writes ``curve.json``, ``curve.csv``, ``curve.png`` and ``groups.csv`` under ``RUN/evaluation/``; in
+other bands of tasks (``band=``) ``bands.json`` and so on, in another simulator (``backend=``) ``curve-sumo.json``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import metarl.run.arguments as arguments
-from metarl.families import EnvFault, FamilyError, RLSpec, Split, Tasks, lookup, make
+from metarl.analysis import published
+from metarl.analysis.bands import USUAL, Band, in_backend, suffix_of
+from metarl.analysis.bands import read as read_bands
+from metarl.families import EnvFault, FamilyError, RLSpec, Split, Tasks, make
 from metarl.run.command import guarded, say
-from metarl.settings import SettingsError, fields, setting
+from metarl.settings import SettingsError, setting
 
 if TYPE_CHECKING:
     from metarl.analysis.agent import Agent
@@ -49,12 +53,17 @@ class EvaluateSettings:
         "whose statistics normalise a query (few-shot); null: those that the run was trained with",
         choices=("transductive", "support", "one-by-one"),
     )
+    published: bool = setting(False, "show published numbers of this family beside, with their source")
     level: float | None = setting(None, "say after how many training steps the validation score reached this")
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
     seed: int = setting(0, "of tasks and rollouts", low=0)
     device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
     backend: str | None = setting(
         None, "simulator of everything, adapting included, of a family that has several: sumo; null: the run's own"
+    )
+    band: tuple[str, ...] = setting(
+        (),
+        "tasks beyond training's, each beside its own, into bands.json: [heavy,tidal], [velocity=2..3] or other settings",
     )
     video: bool = setting(False, "write an MP4 of one task before and after adapting instead")
     task: int = setting(0, "which of the tasks the video shows, from 0", low=0)
@@ -78,10 +87,12 @@ def _main(argv: list[str]) -> int:
 
     paths = [pathlib.Path(path) for path in (settings.run, *settings.compare)]
     configs = [read_config(path) for path in paths]
+    suffix = suffix_of(settings.backend, configs[0])
     runs = dict(zip(names(paths), paths, strict=True))
     if settings.backend:
-        configs = [_in_backend(settings.backend, config) for config in configs]
+        configs = [in_backend(settings.backend, config) for config in configs]
     _check(settings, configs[0])
+    bands = read_bands(settings.band, configs[0])
     for name, config in zip(runs, configs, strict=True):
         _refuse_other_problem(configs[0], config, name)
     if all(remembers(config) for config in configs):
@@ -91,13 +102,13 @@ def _main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     if settings.video:
         return _video(settings)
-    return _evaluate(settings, runs, shlex.join(["python", "-m", "metarl.evaluate", *argv]))
+    return _evaluate(settings, runs, shlex.join(["python", "-m", "metarl.evaluate", *argv]), bands, suffix)
 
 
 def listed(token: str) -> str:
     """``inner_lr=0.05`` means ``inner_lr=[0.05]``: one number needs no brackets."""
     key, _, text = token.partition("=")
-    lone = key in ("inner_lr", "rollouts") and text and not any(c in "[,]" for c in text)
+    lone = key in ("inner_lr", "rollouts", "band") and text and not any(c in "[,]" for c in text)
     return f"{key}=[{text}]" if lone else token
 
 
@@ -123,12 +134,18 @@ def _check(settings: EvaluateSettings, config: RunConfig) -> None:
     if settings.video and remembers(config):
         raise SettingsError("video=true shows one run before and after inner updates; a run of algo=rl2 has none")
     if settings.video:
-        unused = [name for name in ("compare", "rollouts", "tune") if getattr(settings, name)]
+        unused = [name for name in ("compare", "rollouts", "tune", "band", "published") if getattr(settings, name)]
         unused += ["level"] if settings.level is not None else []
         reason = "video=true shows one run before and after adapting"
     else:
         unused = ["task"] if settings.task else []
         reason = "it says which task video=true shows; tasks= is their number"
+    if settings.published and settings.rollouts:
+        unused, reason = ["published"], "published numbers are after inner updates; leave rollouts= out"
+    if settings.published:
+        published.required(config.env, config.env_settings)
+    if settings.band and settings.level is not None:
+        unused, reason = ["level"], "it is of training, whose tasks have no bands"
     if settings.tune and settings.split == "validation":
         raise SettingsError("tune=true chooses the step sizes on validation tasks; judge them on split=test")
     if settings.tune and settings.inner_lr:
@@ -141,24 +158,6 @@ def _check(settings: EvaluateSettings, config: RunConfig) -> None:
                 raise SettingsError(f"{name}= belongs to reinforcement learning; {config.env} has labelled shots")
     elif settings.normalization:
         raise SettingsError(f"normalization= belongs to few-shot learning; {config.env} is reinforcement learning")
-
-
-def _in_backend(backend: str, config: RunConfig) -> RunConfig:
-    """Return a run's configuration in another simulator.
-
-    Raises:
-        SettingsError: if its family has no such one.
-    """
-    known = fields(lookup(config.env)).get("simulator")
-    if known is None:
-        raise SettingsError(
-            f"backend={backend} needs a family with several simulators (env.simulator=), as those of traffic signals are;"
-            f" {config.env} has one"
-        )
-    choices = known.metadata["choices"]
-    if backend not in choices:
-        raise SettingsError(f"backend={backend} is not one of {', '.join(choices)}")
-    return dataclasses.replace(config, env_settings={**config.env_settings, "simulator": backend})
 
 
 def loaded(settings: EvaluateSettings, path: str | pathlib.Path) -> Agent:
@@ -197,104 +196,88 @@ def refuse_updates(given: Mapping[str, Any]) -> None:
         )
 
 
-def _evaluate(settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], command: str) -> int:
-    from tqdm import tqdm
-
-    from metarl.analysis import report
+def _evaluate(
+    settings: EvaluateSettings, paths: Mapping[str, pathlib.Path], command: str, bands: Sequence[Band], suffix: str
+) -> int:
+    from metarl.analysis import groups, report, telling
+    from metarl.analysis.shifted import shifted
+    from metarl.analysis.shots import judged_by
     from metarl.run.directory import EVALUATION
     from metarl.run.provenance import provenance
 
     agents = {name: loaded(settings, path) for name, path in paths.items()}
-    agents = {name: _judged_by(name, agent, settings.normalization) for name, agent in agents.items()}
+    agents = {name: judged_by(name, agent, settings.normalization) for name, agent in agents.items()}
     for name, agent in agents.items():
         refuse_rates(name, agent, settings)
+    moved = [(band, {name: shifted(agent, band) for name, agent in agents.items()}) for band in bands]
     first = next(iter(agents.values()))
-    tasks = held_out(settings, first, settings.tasks)
-    runs, notes = {}, {}
-    for name, agent in tqdm(agents.items(), unit="run", disable=not sys.stderr.isatty()):
-        runs[name], notes[name] = curve_of(name, agent, tasks, settings)
-    domain = first.learner.domain
+    domain, members = first.learner.domain, {name: agent.config for name, agent in agents.items()}
     result = {
         "metric": domain.metric,
         "unit": domain.unit,
         "split": settings.split,
-        "tasks": tasks.to_json(),
-        "runs": runs,
+        **_scored(settings, agents),
         "family": first.config.env,
         "task_units": {p.name: p.unit for p in make(first.config.env, **first.config.env_settings).spec.parameters},
         "higher_is_better": domain.higher_is_better,
-        "notes": notes,
         "command": command,
         "settings": dataclasses.asdict(settings),
         "provenance": provenance(),
     }
-    result |= _grouped(settings, paths, {name: agent.config for name, agent in agents.items()}, result)
+    result |= groups.together(members, result, settings.level, paths)
+    result |= (
+        {"published": published.required(first.config.env, first.config.env_settings)} if settings.published else {}
+    )
     # the one axis that runs with and without inner updates share
-    by = "rollouts" if settings.rollouts or any(remembers(agent.config) for agent in agents.values()) else "updates"
+    by = "rollouts" if settings.rollouts or any(remembers(config) for config in members.values()) else "updates"
     out = pathlib.Path(settings.run) / EVALUATION
-    report.write(result, out, by)
-    _say(result, by)
-    say(f"written: {as_text(out)}/curve.json, curve.csv, curve.png, groups.csv")
+    if bands:
+        result = _banded(settings, members, moved, result)
+        telling.tell_bands(result, by)
+        written = report.write_bands(result, out, by, suffix)
+    else:
+        telling.tell(result, by)
+        written = report.write(result, out, by, suffix)
+    say(f"written: {as_text(out)}/{', '.join(written)}")
     return 0
 
 
-def _grouped(
+def _scored(settings: EvaluateSettings, agents: Mapping[str, Agent], place: str = "") -> dict[str, Any]:
+    """Return what all runs do on the same tasks: the tasks with their ranges, curves, and how each run was adapted."""
+    from tqdm import tqdm
+
+    first = next(iter(agents.values()))
+    tasks, runs, notes = held_out(settings, first, settings.tasks), {}, {}
+    for name, agent in tqdm(agents.items(), desc=place or None, unit="run", disable=not sys.stderr.isatty()):
+        runs[name], notes[name] = curve_of(name, agent, tasks, settings)
+    parameters = make(first.config.env, **first.config.env_settings).spec.parameters
+    ranges = {parameter.name: [parameter.low, parameter.high] for parameter in parameters}
+    return {"tasks": tasks.to_json(), "task_ranges": ranges, "runs": runs, "notes": notes}
+
+
+def _banded(
     settings: EvaluateSettings,
-    paths: Mapping[str, pathlib.Path],
     configs: Mapping[str, RunConfig],
-    result: Mapping[str, Any],
+    moved: Sequence[tuple[Band, Mapping[str, Agent]]],
+    usual: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what the runs say together, those that differ in their seeds alone as one group."""
+    """Return what the runs do in every band, adapted as on the usual tasks, beside what they do on these."""
     from metarl.analysis import groups
 
-    members = groups.grouped(configs)
-    found = {"groups": groups.summarise(result, members), "improvement": groups.compare(result, members)}
-    if settings.level is None:
-        return found
-    return found | {"efficiency": groups.efficiency(settings.level, paths, result, members)}
-
-
-def _say(result: Mapping[str, Any], by: str) -> None:
-    """Print the means of every run, and what groups of several runs say."""
-    metric = result["metric"]
-    for name, run in result["runs"].items():
-        protocol = result["notes"][name]["protocol"]
-        label = f"{metric} ({protocol})" if protocol else metric
-        for what, summary in ((label, run), ("success rate", run.get("success"))):
-            if summary is not None:
-                say(f"{name}  {what} after {by}  {_points(run[by], summary['mean'], summary['ci95'])}")
-    for name, group in result["groups"].items():
-        if len(group["runs"]) > 1:
-            shown = _points(group[by], group["iqm"], group["iqm_ci95"])
-            say(f"{name}, {len(group['runs'])} seeds  interquartile mean of {metric} after {by}  {shown}")
-    for pair in result["improvement"]:
-        low, high = pair["ci95"]
-        better = f"{pair['probability']:.2f} [{low:.2f}, {high:.2f}]"
-        say(f"{pair['group']}  is better than {pair['against']} on a task with probability {better}")
-    for name, steps in result.get("efficiency", {}).get("env_steps", {}).items():
-        reached = "was never validated at" if steps is None else f"took {steps:,.0f} training steps to"
-        say(f"{name}  {reached} {metric} {result['efficiency']['level']:g}")
-
-
-def _points(counts: Sequence[int], means: Sequence[float], intervals: Sequence[Sequence[float]]) -> str:
-    points = zip(counts, means, intervals, strict=True)
-    return "  ".join(f"{count}: {mean:.4g} [{low:.4g}, {high:.4g}]" for count, mean, (low, high) in points)
-
-
-def _judged_by(name: str, agent: Agent, normalization: str | None) -> Agent:
-    """Return an agent whose queries are normalised in another way than in training, which changes no parameter."""
-    if normalization is None:
-        return agent
-    from metarl.analysis.shots import shot_domain
-    from metarl.fewshot import protocols
-
-    domain = shot_domain(agent.learner)
-    nets = protocols(domain.net)
-    if normalization not in nets:
-        own = f"it has {', '.join(nets)} alone" if all(nets) else "it has none"
-        raise SettingsError(f"normalization={normalization} does not fit the network of {name}: {own}; leave it out")
-    domain = dataclasses.replace(domain, net=nets[normalization])
-    return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, domain=domain))
+    kept = ("tasks", "task_ranges", "runs", "groups", "improvement", "along")
+    places = {USUAL: {"settings": {}, **{key: usual[key] for key in kept if key in usual}}}
+    for band, agents in moved:
+        runs: dict[str, Any] = {}
+        for name, agent in agents.items():
+            # step sizes are chosen where a user could choose them: without a look at the band
+            rates = tuple(usual["notes"][name].get("inner_lr", ())) if settings.tune else settings.inner_lr
+            own = dataclasses.replace(settings, tune=False, inner_lr=rates)
+            scored = _scored(own, {name: agent}, band.name)
+            runs |= scored["runs"]
+        found = {"tasks": scored["tasks"], "task_ranges": scored["task_ranges"], "runs": runs}
+        found |= groups.together(configs, {**usual, **found})
+        places[band.name] = {"settings": band.settings, **found}
+    return {**{key: value for key, value in usual.items() if key not in kept}, "bands": places}
 
 
 def stream_of(settings: EvaluateSettings) -> tuple[int, int]:

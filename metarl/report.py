@@ -28,9 +28,13 @@ class ReportSettings:
     to: str = setting("report.html", "the file to write")
     curve: str = setting("", "the evaluation to show; empty takes the first run's evaluation/curve.json")
     make: bool = setting(False, "evaluate the runs and diagnose the first before, with tune=true")
+    film: bool = setting(True, "a film strip of the first run, drawn here unless its evaluation has one")
     tasks: int = setting(40, "held-out tasks of make=true", low=2)
     steps: int = setting(3, "inner updates of make=true", low=1)
     best: float | None = setting(None, "a return that none exceeds, for the risk of make=true")
+    retrain: int | None = setting(
+        None, "leave every task of a finite set out once, too, by trainings of so many meta-updates (make=true)", low=1
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,17 +60,21 @@ def _main(argv: list[str]) -> int:
         read_config(path)
     if settings.make:
         _make(settings, paths)
-    from metarl.analysis import references
+    from metarl.analysis import published, references
+    from metarl.analysis.film import of_run
     from metarl.analysis.page import Sources, render
     from metarl.run.disk import replace_file
 
     names = dict(zip(evaluate.names(paths), paths, strict=True))
     place = pathlib.Path(settings.curve) if settings.curve else paths[0] / EVALUATION / "curve.json"
-    curve = _read(place, needed=bool(settings.curve))
+    found_curve = _read(place, needed=bool(settings.curve))
+    curve = None if found_curve is None else published.beside(found_curve)
     found = {name: _read(path / EVALUATION / "diagnostics.json") for name, path in names.items()}
     diagnoses = {name: diagnosis for name, diagnosis in found.items() if diagnosis is not None}
     trained = _read(paths[0] / EVALUATION / references.RESULT)
-    page = render(Sources(names, curve, diagnoses, trained), diagnose.TEXTS)
+    beyond = _read(paths[0] / EVALUATION / "bands.json")
+    strip = of_run(paths[0], curve, next(iter(names))) if settings.film else None
+    page = render(Sources(names, curve, diagnoses, references=trained, bands=beyond, film=strip), diagnose.TEXTS)
     try:
         replace_file(pathlib.Path(settings.to), page.encode("utf-8", "backslashreplace"))
     except OSError as error:
@@ -89,10 +97,10 @@ def _make(settings: ReportSettings, paths: Sequence[pathlib.Path]) -> None:
         f"tasks={settings.tasks}",
         f"steps={settings.steps}",
     ]
-    best = [] if settings.best is None else [f"best={settings.best}"]
+    more = [f"{key}={value}" for key in ("best", "retrain") if (value := getattr(settings, key)) is not None]
     for command, given in (
         (evaluate.main, [*words, "tune=true"]),
-        (diagnose.main, [f"run={paths[0]}", *best, f"tasks={settings.tasks}"]),
+        (diagnose.main, [f"run={paths[0]}", *more, f"tasks={settings.tasks}"]),
     ):
         if command(given):
             raise SettingsError(

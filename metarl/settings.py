@@ -63,13 +63,16 @@ def hints(schema: type) -> dict[str, Any]:
     return typing.get_type_hints(schema)
 
 
-def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def check(
+    schema: type, values: Mapping[str, Any], prefix: str = "", words: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Check names, types and ranges of ``values`` against ``schema`` and return them in their declared types.
 
     Args:
         schema: a dataclass made of :func:`setting` fields.
         values: what the user gave, plain Python values.
         prefix: put before names in messages, e.g. ``"env."``.
+        words: the text that values were read from, which messages repeat; without it they show the values.
 
     Raises:
         SettingsError: on the first unknown name, wrong type or value out of range.
@@ -81,11 +84,29 @@ def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> dict[str
         if name not in known:
             options = [prefix + option for option in known]
             raise SettingsError(f"Unknown setting '{prefix}{name}'. {nearest(f'{prefix}{name}', options)}")
-        checked[name] = _checked(prefix + name, value, types_[name], known[name].metadata)
+        said = None if words is None else words.get(name)
+        checked[name] = _checked(_Named(prefix + name, said), value, types_[name], known[name].metadata)
     return checked
 
 
-def _checked(name: str, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
+class _Named(typing.NamedTuple):
+    """A setting's name, and the text that its value was read from; None where it was a value from the start."""
+
+    name: str
+    text: str | None
+
+    def said(self, value: Any) -> str:
+        """Return ``name=value`` as the user wrote it."""
+        return f"{self.name}={value if self.text is None else self.text}"
+
+    def element(self, item: Any) -> _Named:
+        """Return the same of one element of a list."""
+        if self.text is None:
+            return self
+        return _Named(self.name, "null" if item is None else str(item).lower() if isinstance(item, bool) else str(item))
+
+
+def _checked(name: _Named, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
     arms = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in arms:
         return None
@@ -94,28 +115,29 @@ def _checked(name: str, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
     items = value if isinstance(value, tuple) else (value,)
     low, high, above, choices = (meta.get(key) for key in ("low", "high", "above", "choices"))
     for item in items:
+        own = name.element(item) if isinstance(value, tuple) else name
         if choices and item not in choices:
             guess = nearest(str(item), choices)
             hint = f". {guess}" if guess.startswith("Did") else ""  # or it lists what has just been listed
-            raise SettingsError(f"{name}={item} is not one of {', '.join(choices)}{hint}")
+            raise SettingsError(f"{own.said(item)} is not one of {', '.join(choices)}{hint}")
         if isinstance(item, float) and not math.isfinite(item):
-            raise SettingsError(f"{name}={item} must be a finite number")
+            raise SettingsError(f"{own.said(item)} must be a finite number")
         if low is not None and item < low:
-            raise SettingsError(f"{name}={item} is too small: it must be at least {low:g}")
+            raise SettingsError(f"{own.said(item)} is too small: it must be at least {low:g}")
         if above is not None and item <= above:
-            raise SettingsError(f"{name}={item} is too small: it must be greater than {above:g}")
+            raise SettingsError(f"{own.said(item)} is too small: it must be greater than {above:g}")
         if high is not None and item > high:
-            raise SettingsError(f"{name}={item} is too large: it must be at most {high:g}")
+            raise SettingsError(f"{own.said(item)} is too large: it must be at most {high:g}")
     return value
 
 
-def _coerced(name: str, value: Any, arm: Any) -> Any:
+def _coerced(name: _Named, value: Any, arm: Any) -> Any:
     if typing.get_origin(arm) is tuple:
         element = typing.get_args(arm)[0]
         if isinstance(value, list | tuple):
-            return tuple(_coerced(name, item, element) for item in value)
+            return tuple(_coerced(name.element(item), item, element) for item in value)
         example = value if element is str else "1,2"
-        raise SettingsError(f"{name}={value} must be a list such as {name}=[{example}]")
+        raise SettingsError(f"{name.said(value)} must be a list such as {name.name}=[{example}]")
     if arm is bool and isinstance(value, bool):
         return value
     if arm is int and not isinstance(value, bool):
@@ -128,4 +150,4 @@ def _coerced(name: str, value: Any, arm: Any) -> Any:
     if arm is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[arm]
-    raise SettingsError(f"{name}={value} has the wrong type: it must be {wanted}")
+    raise SettingsError(f"{name.said(value)} has the wrong type: it must be {wanted}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from metarl.settings import SettingsError
 # Held-out losses of more than so many times the training loss are called meta-overfitting.
 LIMIT = 2.0
 _DRAWS = 2000
+
+S = TypeVar("S")
 
 
 class Inflation(NamedTuple):
@@ -91,26 +93,24 @@ def risk_inflation(held_out: np.ndarray, training: np.ndarray, seed: int = 0) ->
     return Inflation(Estimate(means[0] / means[1], float(low), float(high)), *means)
 
 
-def leave_one_out(
-    fit: Callable[[Tasks], Params], losses: Callable[[Params, Tasks], np.ndarray], tasks: Tasks
-) -> Inflation:
+def leave_one_out(fit: Callable[[Tasks], S], losses: Callable[[S, Tasks], np.ndarray], tasks: Tasks) -> Inflation:
     r"""Return R of a finite set of tasks: each is held out once, from a training on all others.
 
     $$ R = \frac{\sum_i L_i(\theta_{-i})}{\sum_i \frac{1}{M-1} \sum_{j \ne i} L_j(\theta_{-i})} $$
 
     Args:
-        fit: meta-parameters trained on some tasks (:func:`metarl.analysis.restricted.fit` makes one of a learner).
-        losses: of tasks after adapting from meta-parameters, (M,).
+        fit: what a training on some tasks ends with (:func:`metarl.analysis.restricted.fit` makes one of a learner).
+        losses: of tasks after adapting from that, (M,).
         tasks: M of them, at least 2.
     """
     if len(tasks) < 2:
         raise SettingsError("leaving one task out needs at least two")
     held, training = [], []
     for out in range(len(tasks)):  # a training each
-        others = tasks.rows([i for i in range(len(tasks)) if i != out])
-        meta = fit(others)
-        held.append(losses(meta, tasks.rows([out]))[0])
-        training.append(losses(meta, others).mean())
+        kept = np.arange(len(tasks)) != out
+        found = losses(fit(tasks.rows(kept)), tasks)
+        held.append(found[out])
+        training.append(found[kept].mean())
     return risk_inflation(np.array(held), np.array(training))
 
 

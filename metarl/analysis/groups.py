@@ -52,6 +52,27 @@ def by_name(names: Sequence[str]) -> dict[str, str]:
     return {name: re.sub(r"-s\d+$", "", name) for name in names}
 
 
+def together(
+    configs: Mapping[str, RunConfig],
+    result: Mapping[str, Any],
+    level: float | None = None,
+    paths: Mapping[str, pathlib.Path] | None = None,
+) -> dict[str, Any]:
+    """Return all that the runs of an evaluation say together.
+
+    Args:
+        configs: of every run.
+        result: what ``curve.json`` holds of the runs.
+        level: a validation score, for :func:`efficiency`; None leaves that out.
+        paths: directory of every run, for the same.
+    """
+    members = grouped(configs)
+    found: dict[str, Any] = {"groups": summarise(result, members), "improvement": compare(result, members)}
+    where = along(result, members)
+    found |= {} if where is None else {"along": where}
+    return found if level is None else found | {"efficiency": efficiency(level, paths or {}, result, members)}
+
+
 def summarise(result: Mapping[str, Any], groups: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return interquartile mean and mean of every group at every point, with intervals over seeds and tasks.
 
@@ -78,6 +99,39 @@ def compare(result: Mapping[str, Any], groups: Mapping[str, str]) -> list[dict[s
     ]
 
 
+def along(result: Mapping[str, Any], groups: Mapping[str, str], parts: int = 4) -> dict[str, Any] | None:
+    """Return the mean last score of every group in parts of the task parameter's range; None where a task is several numbers.
+
+    Args:
+        result: what ``curve.json`` holds, with ``task_ranges``.
+        groups: the group of each run.
+        parts: of equal width; where there are no more different tasks than that, each is a part by itself.
+
+    Returns:
+        The parameter's name, the ends and the number of tasks of every part that has any, and means with intervals over seeds
+        and tasks.
+    """
+    parameter, *others = result["tasks"][0]
+    if others:
+        return None
+    values = np.array([task[parameter] for task in result["tasks"]])
+    different, where = np.unique(values, return_inverse=True)
+    ends = [[float(value)] * 2 for value in different]
+    if len(different) > parts:
+        low, high = result["task_ranges"][parameter]
+        edges = np.linspace(min(low, values.min()), max(high, values.max()), parts + 1)
+        where = np.digitize(values, edges[1:-1])
+        ends = [[float(edge), float(following)] for edge, following in itertools.pairwise(edges)]
+    filled = [part for part in range(len(ends)) if (where == part).any()]
+    told = {}
+    for label, names in _members(groups).items():
+        last = np.array([result["runs"][name]["values"][-1] for name in names])
+        each = [statistics.estimate(last[:, where == part], statistics.mean) for part in filled]
+        told[label] = {"mean": [e.value for e in each], "ci95": [[e.low, e.high] for e in each]}
+    counts = [int((where == part).sum()) for part in filled]
+    return {"parameter": parameter, "ranges": [ends[part] for part in filled], "tasks": counts, "groups": told}
+
+
 def efficiency(
     level: float, paths: Mapping[str, pathlib.Path], result: Mapping[str, Any], groups: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -102,6 +156,13 @@ def efficiency(
             "median": median if np.isfinite(median) else None,
         }
     return {"level": level, "env_steps": steps, "groups": told}
+
+
+def table_of_bands(result: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the groups of ``bands.json`` as rows with a head: :func:`table` of every band below each other."""
+    tables = {band: table(place) for band, place in result["bands"].items()}
+    head = next(iter(tables.values()))[0]
+    return [["band", *head], *([band, *row] for band, (_, *rows) in tables.items() for row in rows)]
 
 
 def table(result: Mapping[str, Any]) -> list[list[Any]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.resources
 import json
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 
-from metarl.analysis import groups, plots, references
+from metarl.analysis import groups, parts, plots, references, sections
+from metarl.analysis.film import Strip
+from metarl.analysis.parts import Finding, Picture, Table
 from metarl.run.config import RunConfig
 from metarl.run.directory import METRICS, PROVENANCE, read_config
 from metarl.settings import SettingsError
@@ -27,36 +27,16 @@ class Sources(NamedTuple):
         curve: what ``curve.json`` holds; None where nothing has been evaluated.
         diagnoses: what ``diagnostics.json`` holds, by the run's name, with the lines that were printed of each.
         references: what ``references.json`` of the first run holds; None where libraries have trained nothing.
+        film: of the first run, or why there is none; None says nothing.
+        bands: what ``bands.json`` of the first run holds; None where no tasks beyond training's have been tried.
     """
 
     runs: Mapping[str, pathlib.Path]
     curve: Mapping[str, Any] | None
     diagnoses: Mapping[str, Mapping[str, Any]]
     references: Mapping[str, Any] | None = None
-
-
-class Finding(NamedTuple):
-    """A sentence, and whether it is a warning."""
-
-    text: str
-    warns: bool = False
-
-
-class Picture(NamedTuple):
-    """A drawing, SVG in base64, with a sentence on how to read it."""
-
-    title: str
-    reading: str
-    data: str
-
-
-class Table(NamedTuple):
-    """Rows of text with a head and a sentence on how to read them."""
-
-    title: str
-    reading: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    bands: Mapping[str, Any] | None = None
+    film: Strip | None = None
 
 
 def render(sources: Sources, texts: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> str:
@@ -78,10 +58,14 @@ def render(sources: Sources, texts: Mapping[str, Callable[[Mapping[str, Any]], s
     curve = sources.curve
     commands = [found[0]["command"] for found in sessions.values() if found]
     commands += [curve["command"]] if curve else []
+    commands += [sources.bands["command"]] if sources.bands else []
     commands += [found["command"] for found in sources.diagnoses.values()]
     commands += [sources.references["command"]] if sources.references else []
     tables = [
         *(_groups(curve) if curve else []),
+        *sections.along(curve),
+        *sections.published(curve),
+        *sections.bands(sources.bands),
         *_references(sources, config),
         *_diagnoses(sources.diagnoses, texts),
         *_timing(rows),
@@ -149,6 +133,13 @@ def _warnings(diagnoses: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
         if risk.get("overfits"):
             text = f"{name} overfits its training tasks: held-out losses are {risk['ratio']:.2f} times theirs."
             found.append(Finding(text, warns=True))
+        left_out = diagnosis["diagnostics"].get("left_out", {})
+        if left_out.get("overfits"):
+            text = (
+                f"{name}: trained without one of {len(left_out['tasks'])} tasks, its loss there is {left_out['ratio']:.2f} times"
+                " that of the others: it does not carry over to a new task."
+            )
+            found.append(Finding(text, warns=True))
     return found
 
 
@@ -171,12 +162,14 @@ def _pictures(sources: Sources, rows: Mapping[str, Sequence[Mapping[str, float]]
             "Score on fresh data of held-out tasks before and after each step of adapting; bars are 95 % intervals over tasks."
             " A line that rises (or falls, where lower is better) is adaptation; the level of an oracle is what could be reached."
         )
-        found.append(Picture("Adaptation", reading, _svg(lambda path: plots.adaptation(curve, path, by))))
+        found.append(Picture("Adaptation", reading, parts.svg(lambda path: plots.adaptation(curve, path, by))))
         if any(len(run["values"]) > 1 for run in curve["runs"].values()):
             reading = (
                 "A point is a task: before adapting across, after it upwards. Points off the diagonal have changed."
             )
-            found.append(Picture("Task by task", reading, _svg(lambda path: plots.before_and_after(curve, path))))
+            found.append(Picture("Task by task", reading, parts.svg(lambda path: plots.before_and_after(curve, path))))
+    found += sections.film(sources.film)
+    found += sections.beyond(sources.bands)
     known = {name: own for name, own in rows.items() if own}
     metric = (
         next(key.removeprefix("post_") for own in known.values() for key in own[0] if key.startswith("post_"))
@@ -186,7 +179,7 @@ def _pictures(sources: Sources, rows: Mapping[str, Sequence[Mapping[str, float]]
     unit = curve["unit"] if curve else ""
     if known:
         reading = "Training tasks before and after adapting, a running mean of ten iterations. The distance of the two is the gain."
-        found.append(Picture("Learning", reading, _svg(lambda path: plots.learning(known, metric, unit, path))))
+        found.append(Picture("Learning", reading, parts.svg(lambda path: plots.learning(known, metric, unit, path))))
     if sources.references:
         reading = (
             "Score on the test tasks against environment steps taken on each of them: what learning anew costs. The dotted line"
@@ -194,15 +187,10 @@ def _pictures(sources: Sources, rows: Mapping[str, Sequence[Mapping[str, float]]
             " does not learn on it. All curves are of the same tasks, which may be fewer than those above."
         )
         result = sources.references
-        found.append(Picture("References from libraries", reading, _svg(lambda path: plots.references(result, path))))
+        found.append(
+            Picture("References from libraries", reading, parts.svg(lambda path: plots.references(result, path)))
+        )
     return found
-
-
-def _svg(draw: Callable[[pathlib.Path], None]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "picture.svg"
-        draw(path)
-        return base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def _groups(curve: Mapping[str, Any]) -> list[Table]:

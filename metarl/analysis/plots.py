@@ -22,7 +22,8 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
     """Draw ``curve.json``: score against updates or rollouts, and each task's last score against its parameter.
 
     Args:
-        result: what ``curve.json`` holds; runs whose note says that they are not adapted are drawn as a level.
+        result: what ``curve.json`` holds; runs whose note says that they are not adapted are drawn as a level, published
+            numbers as grey marks that no line joins.
         path: PNG or SVG to write.
         by: ``"updates"`` or ``"rollouts"``, the horizontal axis; its points are drawn evenly spaced.
     """
@@ -47,6 +48,8 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
         if len(axes) > 1:
             values = [task[names[0]] for task in result["tasks"]]
             axes[1].scatter(values, run["values"][-1], s=22, color=colour, marker=marker, alpha=0.75)
+    if by == "updates" and "published" in result:
+        _published(axes[0], result["published"], counts)
     axes[0].set_xlabel("inner updates" if by == "updates" else "rollouts that the task has learned from")
     axes[0].set_xticks(range(len(counts)), [str(count) for count in counts])
     # a single point would be drawn on an axis of no width
@@ -60,6 +63,24 @@ def adaptation(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates
         axes[1].set_title("each task, after the last update", fontsize=10)
     family = result.get("family", "")
     _save(axes, path, f"{family}: {len(result['tasks'])} {result['split']} tasks".removeprefix(": "))
+
+
+def _published(axes: Axes, published: Mapping[str, Any], counts: Sequence[int]) -> None:
+    """Draw published scores after the updates that are shown; what was never adapted stands at the right, as our own does."""
+    for curve, marker in zip(published["curves"], itertools.cycle("x+12"), strict=False):
+        spread = curve.get("ci95", [0.0] * len(curve["values"]))
+        alone = curve["updates"] == [0]
+        points = [
+            (len(counts) - 0.85 if alone else counts.index(updates) + 0.15, value, half)
+            for updates, value, half in zip(curve["updates"], curve["values"], spread, strict=True)
+            if updates in counts or alone
+        ]
+        if points:
+            at, values, halves = zip(*points, strict=True)
+            label = f"{curve['method']}, {published['short']} (published)"
+            axes.errorbar(
+                at, values, halves, fmt=marker, color="#555555", markersize=8, capsize=2, elinewidth=1, label=label
+            )
 
 
 def before_and_after(result: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -79,6 +100,65 @@ def before_and_after(result: Mapping[str, Any], path: pathlib.Path) -> None:
     axes[0].set_xlabel(f"before adapting: {_labelled(result['metric'], result['unit'])}")
     axes[0].set_ylabel("after")
     _save(axes, path, f"each of {len(result['tasks'])} {result['split']} tasks")
+
+
+def bands(result: Mapping[str, Any], path: pathlib.Path, by: str = "updates") -> None:
+    """Draw ``bands.json``: every group's mean in every band, and last scores against the task parameter, or by band.
+
+    Args:
+        result: what ``bands.json`` holds; a colour is a band, a marker a group of runs.
+        path: PNG or SVG to write.
+        by: ``"updates"`` or ``"rollouts"``, the horizontal axis; its points are drawn evenly spaced.
+    """
+    places, (left, right) = result["bands"], _axes(2)
+    labels = list(next(iter(places.values()))["groups"])
+    counts = sorted({count for place in places.values() for group in place["groups"].values() for count in group[by]})
+    lines = [(band, label) for band in places for label in labels]
+    for index, (band, label) in enumerate(lines):
+        place, colour = places[band], _COLOURS[list(places).index(band) % len(_COLOURS)]
+        group, marker = place["groups"][label], _MARKERS[labels.index(label) % len(_MARKERS)]
+        shift = 0.05 * (index - (len(lines) - 1) / 2)
+        named: dict[str, Any] = {
+            "label": band if len(labels) == 1 else f"{band}, {label}",
+            "color": colour,
+            "marker": marker,
+        }
+        at = [counts.index(count) + shift for count in group[by]]
+        bars: dict[str, Any] = {"capsize": 3, "elinewidth": 1, "markersize": 5}
+        left.errorbar(at, group["mean"], _around(group["mean"], group["mean_ci95"]), **named, **bars)
+        if "along" in place:
+            values = np.array([task[place["along"]["parameter"]] for task in place["tasks"]])
+            own = [place["runs"][name]["values"][-1] for name in group["runs"]]
+            right.scatter(values, np.mean(own, 0), s=12, color=colour, marker=marker, alpha=0.4)
+            told, middles = place["along"]["groups"][label], np.mean(place["along"]["ranges"], 1)
+            right.errorbar(
+                middles, told["mean"], _around(told["mean"], told["ci95"]), color=colour, marker=marker, **bars
+            )
+        else:
+            last = [list(places).index(band) + 0.1 * (labels.index(label) - (len(labels) - 1) / 2)]
+            right.errorbar(
+                last, group["mean"][-1:], _around(group["mean"][-1:], group["mean_ci95"][-1:]), **named, **bars
+            )
+    better = "" if result["higher_is_better"] else ", lower is better"
+    left.set_xlabel("inner updates" if by == "updates" else "rollouts that the task has learned from")
+    left.set_xticks(range(len(counts)), [str(count) for count in counts])
+    left.set_xlim(-0.5, len(counts) - 0.5)
+    left.set_ylabel(_labelled(result["metric"], result["unit"]) + better)
+    left.set_title("mean and 95 % interval over seeds and tasks", fontsize=10)
+    right.set_title("after the last update", fontsize=10)
+    along = next(iter(places.values())).get("along")
+    if along is None:
+        right.set_xticks(range(len(places)), list(places), rotation=20)
+    else:
+        right.set_xlabel(_labelled(along["parameter"], result["task_units"].get(along["parameter"], "")))
+    tasks = len(next(iter(places.values()))["tasks"])
+    _save([left, right], path, f"{result['family']}: {tasks} {result['split']} tasks of each band")
+
+
+def _around(means: Sequence[float], intervals: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return how far intervals reach below and above their means, (2, N)."""
+    distances: np.ndarray = np.abs(np.array(intervals).T - np.array(means))
+    return distances
 
 
 def learning(runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str, unit: str, path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: ``curve.json``, ``curve.csv``, ``curve.png`` and ``groups.csv``, old or new, never half."""
+"""The files of an evaluation, old or new, never half: ``curve.json`` and the like, ``bands.json`` and the like."""
 
 from __future__ import annotations
 
@@ -8,40 +8,74 @@ import itertools
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from metarl.analysis import groups, plots
 from metarl.settings import SettingsError
 
 
-def write(result: Mapping[str, Any], out: pathlib.Path, by: str) -> None:
+def write(result: Mapping[str, Any], out: pathlib.Path, by: str, suffix: str = "") -> list[str]:
     """Write a result in all its forms.
 
     Args:
         result: what ``curve.json`` is to hold.
         out: the directory; made where it is missing.
         by: ``"updates"`` or ``"rollouts"``, the picture's horizontal axis.
+        suffix: of the files' stems, ``curve-sumo.json``; none for a run as it was trained.
+
+    Returns:
+        The files' names, the one that holds everything first.
 
     Raises:
         SettingsError: if it cannot be written.
     """
+    names = [f"curve{suffix}.json", f"curve{suffix}.csv", f"curve{suffix}.png", f"groups{suffix}.csv"]
+    with _replaced(result, out, names) as fresh:
+        _write_rows(fresh / names[1], _rows(result))
+        _write_rows(fresh / names[3], groups.table(result))
+        plots.adaptation(result, fresh / names[2], by)
+    return names
+
+
+def write_bands(result: Mapping[str, Any], out: pathlib.Path, by: str, suffix: str = "") -> list[str]:
+    """Write what runs do in several bands of tasks, likewise.
+
+    Args:
+        result: what ``bands.json`` is to hold.
+        out: the directory.
+        by: the picture's horizontal axis.
+        suffix: of the files' stems.
+    """
+    names = [f"bands{suffix}.json", f"bands{suffix}.csv", f"bands{suffix}.png", f"bands-tasks{suffix}.csv"]
+    with _replaced(result, out, names) as fresh:
+        _write_rows(fresh / names[1], groups.table_of_bands(result))
+        tables = {band: _rows({**result, **place}) for band, place in result["bands"].items()}
+        head = next(iter(tables.values()))[0]
+        _write_rows(
+            fresh / names[3],
+            [["band", *head], *([band, *row] for band, (_, *rows) in tables.items() for row in rows)],
+        )
+        plots.bands(result, fresh / names[2], by)
+    return names
+
+
+@contextlib.contextmanager
+def _replaced(result: Mapping[str, Any], out: pathlib.Path, names: Sequence[str]) -> Iterator[pathlib.Path]:
+    """Give a directory for files of these names, the first of which is the result's, and put them all in place at the end."""
     with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".tmp-") as name:
         fresh = pathlib.Path(name)
-        (fresh / "curve.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        _write_csv(fresh / "curve.csv", result)
-        with (fresh / "groups.csv").open("w", newline="", encoding="utf-8") as table:
-            csv.writer(table).writerows(groups.table(result))
-        plots.adaptation(result, fresh / "curve.png", by)
-        _keep_other(result, out)
+        (fresh / names[0]).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        yield fresh
+        _keep_other(result, out, names)
         for file in sorted(fresh.iterdir()):
             file.replace(out / file.name)
 
 
-def _keep_other(result: Mapping[str, Any], out: pathlib.Path) -> None:
+def _keep_other(result: Mapping[str, Any], out: pathlib.Path, names: Sequence[str]) -> None:
     """Give an earlier result of other settings a number, ``curve-1.json`` and so on: it may have taken hours."""
     try:
-        old = json.loads((out / "curve.json").read_text(encoding="utf-8"))
+        old = json.loads((out / names[0]).read_text(encoding="utf-8"))
         same = json.dumps(old["settings"]) == json.dumps(result["settings"])
     except FileNotFoundError:
         return
@@ -49,8 +83,9 @@ def _keep_other(result: Mapping[str, Any], out: pathlib.Path) -> None:
         same = False
     if same:
         return
-    number = next(n for n in itertools.count(1) if not (out / f"curve-{n}.json").exists())
-    for name in ("groups.csv", "curve.csv", "curve.png", "curve.json"):  # the one that is looked for comes last
+    first, *_ = names[0].split(".")
+    number = next(n for n in itertools.count(1) if not (out / f"{first}-{n}.json").exists())
+    for name in reversed(names):  # the one that is looked for comes last
         stem, suffix = name.split(".")
         with contextlib.suppress(FileNotFoundError):
             (out / name).replace(out / f"{stem}-{number}.{suffix}")
@@ -71,15 +106,19 @@ def writing(out: pathlib.Path) -> Iterator[None]:
             out.rmdir()
 
 
-def _write_csv(path: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """Write one row for every run, point and task."""
+def _write_rows(path: pathlib.Path, rows: Sequence[Sequence[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        judged = any("success" in curve for curve in result["runs"].values())
-        header = ["run", "updates", "rollouts", "task", *result["tasks"][0], result["metric"]]
-        writer.writerow([*header, "success"] if judged else header)
-        for run, curve in result["runs"].items():
-            for point, (updates, rollouts) in enumerate(zip(curve["updates"], curve["rollouts"], strict=True)):
-                for index, task in enumerate(result["tasks"]):
-                    row = [run, updates, rollouts, index, *task.values(), curve["values"][point][index]]
-                    writer.writerow([*row, curve["success"]["values"][point][index]] if judged else row)
+        csv.writer(file).writerows(rows)
+
+
+def _rows(result: Mapping[str, Any]) -> list[list[Any]]:
+    """Return a head, and one row for every run, point and task."""
+    judged = any("success" in curve for curve in result["runs"].values())
+    head = ["run", "updates", "rollouts", "task", *result["tasks"][0], result["metric"]]
+    rows: list[list[Any]] = [[*head, "success"] if judged else head]
+    for run, curve in result["runs"].items():
+        for point, (updates, rollouts) in enumerate(zip(curve["updates"], curve["rollouts"], strict=True)):
+            for index, task in enumerate(result["tasks"]):
+                row = [run, updates, rollouts, index, *task.values(), curve["values"][point][index]]
+                rows.append([*row, curve["success"]["values"][point][index]] if judged else row)
+    return rows

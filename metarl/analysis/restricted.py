@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metarl.core.params import Params
+from metarl.domain import Domain
 from metarl.families import EnvBatch, RLFamily, RLSpec, ShotFamily, Shots, ShotSpec, Split, Tasks
 from metarl.fewshot.domain import ShotDomain
-from metarl.learner import MetaLearner
+from metarl.learner import TRAIN, MetaLearner, MetaState
 from metarl.pooled import Picks, Pooled
 from metarl.rl.domain import RLDomain
 from metarl.rl.trials import Trial, bare
@@ -121,22 +121,54 @@ def restricted(learner: MetaLearner, tasks: Tasks) -> MetaLearner:
     raise SettingsError(f"{type(domain).__name__} has no family whose tasks could be restricted")
 
 
-def fit(learner: MetaLearner, iterations: int, seed: int = 0) -> Callable[[Tasks], Params]:
+def every(domain: Domain, most: int, seed: int = 0) -> Tasks | None:
+    """Return all training tasks of a family that has a few only; None where there are more.
+
+    A family does not say how many it has, so they are counted among draws: of ``most`` equally likely tasks one is missed with
+    a probability below ``most`` e^-16.
+
+    Args:
+        domain: whose tasks.
+        most: that count as a few.
+        seed: of the draws.
+    """
+    some = domain.sample_tasks(most + 1, "train", (seed, TRAIN)).values
+    if len(np.unique(some, axis=0)) > most:
+        return None
+    drawn = distinct(domain.sample_tasks(16 * most, "train", (seed, TRAIN, 1)))
+    return drawn if len(drawn) <= most else None
+
+
+def distinct(tasks: Tasks) -> Tasks:
+    """Return every task once, in ascending order."""
+    return Tasks(tasks.names, np.unique(tasks.values, axis=0))
+
+
+def fit(learner: MetaLearner, iterations: int, seed: int = 0) -> Callable[[Tasks], MetaState]:
     """Return the function that trains anew on given tasks, for :func:`metarl.analysis.diagnostics.leave_one_out`.
 
-    A domain that standardises observations would hand on statistics that the losses then need: it is refused.
+    Nothing of an earlier training is taken over: statistics of observations, which a loaded learner has, begin anew. What comes
+    back is the whole state, because parameters are nothing without these: ``learner.at(state)`` uses them.
 
-    Raises:
-        SettingsError: if observations are standardised.
+    Args:
+        learner: what is trained, on any tasks.
+        iterations: meta-updates.
+        seed: of parameters and data.
     """
-    if isinstance(learner.domain, RLDomain) and learner.domain.normalizer is not None:
-        raise SettingsError("leaving one task out trains anew, without normalize_observations=true")
 
-    def train(tasks: Tasks) -> Params:
-        own = restricted(learner, tasks)
+    def train(tasks: Tasks) -> MetaState:
+        own = _unseen(restricted(learner, tasks))
         state = own.init(seed)
         for _ in range(iterations):
             state, _ = own.iteration(state)
-        return state.meta
+        return state
 
     return train
+
+
+def _unseen(learner: MetaLearner) -> MetaLearner:
+    """Return the learner whose domain has seen nothing."""
+    domain = learner.domain
+    if not isinstance(domain, RLDomain) or domain.normalizer is None:
+        return learner
+    return dataclasses.replace(learner, domain=domain.normalizing())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +13,13 @@ from metarl.core.parallel import Workers
 from metarl.core.params import Params, detach, expand
 from metarl.domain import Seed
 from metarl.families import Tasks, make
-from metarl.fewshot import ShotDomain
+from metarl.fewshot import ShotDomain, protocols
 from metarl.learner import MetaLearner
 from metarl.nets.net import Net
 from metarl.settings import SettingsError
+
+if TYPE_CHECKING:
+    from metarl.analysis.agent import Agent
 
 # Tasks whose adapted parameters are held at once: hundreds of copies of a network would fill the memory.
 _TASKS = 25
@@ -53,6 +57,28 @@ def shot_curves(
             if step < max(points):
                 params = learner.adapt(params, support, step)
     return {name: Curve(tuple(points), tuple(min(k, 1) * shots for k in points), each) for name, each in values.items()}
+
+
+def judged_by(name: str, agent: Agent, normalization: str | None) -> Agent:
+    """Return an agent whose queries are normalised in another way than in training, which changes no parameter.
+
+    Args:
+        name: of the run, for messages.
+        agent: on labelled shots, unless nothing is to be changed.
+        normalization: one of :func:`metarl.fewshot.protocols`; None changes nothing.
+
+    Raises:
+        SettingsError: if its network cannot be judged so.
+    """
+    if normalization is None:
+        return agent
+    domain = shot_domain(agent.learner)
+    nets = protocols(domain.net)
+    if normalization not in nets:
+        own = f"it has {', '.join(nets)} alone" if all(nets) else "it has none"
+        raise SettingsError(f"normalization={normalization} does not fit the network of {name}: {own}; leave it out")
+    domain = dataclasses.replace(domain, net=nets[normalization])
+    return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, domain=domain))
 
 
 def shot_domain(learner: MetaLearner) -> ShotDomain:

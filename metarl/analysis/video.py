@@ -7,7 +7,7 @@ import itertools
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -58,7 +58,7 @@ def record(
     domain = learner.domain
     if not isinstance(domain, RLDomain):
         raise SettingsError("video=true needs a reinforcement-learning run; this one learns from labelled shots")
-    env = _opened(domain, task)
+    env = opened(domain, task)
     adapted, _ = adapt(with_rates(learner, steps, rates), meta, task, seed)
     stages = {"before adapting": expand(meta, 1), f"after {steps} update{'s' * (steps != 1)}": adapted}
     films, returns = [], []
@@ -78,7 +78,7 @@ def record(
     return returns[0], returns[1]
 
 
-def _opened(domain: RLDomain, task: Tasks) -> Renderable:
+def opened(domain: RLDomain, task: Tasks) -> Renderable:
     """Make one simulation and draw it once, so that a machine that cannot draw is found out first."""
     try:
         with warnings.catch_warnings(action="ignore"):  # GL libraries warn before they fail
@@ -110,17 +110,24 @@ def _episode(
 ) -> tuple[list[np.ndarray], float]:
     """Return the frames of one episode, one a control step, and its return."""
     named = ", ".join(f"{name} {value:.2f}" for name, value in task.to_json()[0].items())
-    observation, total, frames = env.reset(task, np.array([seed])), 0.0, []
+    total, frames = 0.0, []
+    for total in play(domain, params, task, env, seed):
+        frames.append(captioned(env.render(0, *SIZE), f"{title}   return {total:.0f}   task: {named}"))
+    return frames, total
+
+
+def play(domain: RLDomain, params: Params, task: Tasks, env: Renderable, seed: int) -> Iterator[float]:
+    """Play one episode with the noise-free policy; after every control step, yield its return so far."""
+    observation, total = env.reset(task, np.array([seed])), 0.0
     for _ in range(domain.family.spec.horizon):
         seen = domain.observe(to_device(observation, next(iter(params.values())).device)[None], task)
         with torch.no_grad():
             action = domain.policy.mode(domain.policy.distribution(params, seen))[0].cpu().numpy()
         observation, reward, terminated, truncated = env.step(action)
         total += float(reward[0])
-        frames.append(_captioned(env.render(0, *SIZE), f"{title}   return {total:.0f}   task: {named}"))
+        yield total
         if terminated[0] or truncated[0]:
             break
-    return frames, total
 
 
 def _beside(films: Sequence[Sequence[np.ndarray]]) -> list[Any]:
@@ -138,8 +145,9 @@ def _refuse_unplayable(path: pathlib.Path) -> None:
         raise OSError(errno.EIO, "the encoder left a file that cannot be played (is the disk full?)") from error
 
 
-def _captioned(frame: np.ndarray, text: str) -> np.ndarray:
+def captioned(frame: np.ndarray, text: str, size: int = 15) -> np.ndarray:
+    """Write into the upper left corner of a picture."""
     image = Image.fromarray(frame)
-    font = ImageFont.load_default(size=15)
+    font = ImageFont.load_default(size=size)
     ImageDraw.Draw(image).text((8, 6), text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(image)

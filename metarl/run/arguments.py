@@ -239,7 +239,7 @@ def _values(
         else:
             _refuse_several(key, text, kind, fields(schema)[name].metadata.get("choices"))
             value = read_value(text, kind)
-        values[prefix] |= checked(schema, {name: value}, prefix)
+        values[prefix] |= checked(schema, {name: value}, prefix, {name: text})
     return values
 
 

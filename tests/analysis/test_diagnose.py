@@ -12,7 +12,9 @@ import torch
 import metarl
 import metarl.train
 from metarl import diagnose
-from metarl.analysis import diagnostics
+from metarl.analysis import diagnostics, restricted
+from metarl.families import Tasks
+from metarl.run.build import build_learner
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,8 @@ def diagnosed(runs, tmp_path, capsys):
 def test_all_of_a_policy(diagnosed, runs):
     """A diagnostic that is missing, or of other tasks than are written beside it."""
     result, shown = diagnosed("maml", "far=2", "best=0")
-    assert list(result["diagnostics"]) == list(diagnose.READING) == list(result["reading"])
+    asked = [name for name in diagnose.READING if name != "left_out"]
+    assert list(result["diagnostics"]) == asked == list(result["reading"])
     assert not [name for name, found in result["diagnostics"].items() if "not_applicable" in found]
     risk = result["diagnostics"]["risk"]
     assert risk["ratio"] == pytest.approx(np.mean(risk["held_out"]) / np.mean(risk["training"]))
@@ -49,9 +52,9 @@ def test_all_of_a_policy(diagnosed, runs):
     assert len(result["diagnostics"]["layers"]["mean"]) == 2
     assert list(result["diagnostics"]["rollouts"]) == ["1", "2", "3", "6", "12"]
     assert list(result["diagnostics"]["rates"]) == ["0.01", "0.03", "0.1", "0.3", "1"]
-    for name, sentence in diagnose.READING.items():
+    for name in asked:
         assert f"\n{name}  " in f"\n{shown}"
-        assert sentence in shown
+        assert diagnose.READING[name] in shown
     assert result["command"].startswith("python -m metarl.diagnose ")
 
 
@@ -68,6 +71,46 @@ def test_what_is_no_number_can_be_read_from_its_file(diagnosed):
     result, _ = diagnosed("maml", "far=2", "best=0")
     for name, found in result["diagnostics"].items():
         assert "nan" in diagnose.TEXTS[name](_without_numbers(found)), name
+
+
+def test_each_task_is_left_out_of_a_training_of_its_own(diagnosed, runs):
+    """Trainings that begin with the run's own statistics, losses without them, one draw for many, a task that is there twice."""
+    words = ("only=left_out", "among=2", "retrain=2", "best=0", "seed=5")
+    result, shown = diagnosed("normalized", *words)
+    found, agent = result["diagnostics"]["left_out"], metarl.load(runs["normalized"])
+    domain = agent.learner.domain
+    tasks = Tasks.from_json(found["tasks"])
+    assert sorted(domain.sample_tasks(2, "train", (5, 0)).values.tolist()) == tasks.values.tolist()
+    fresh, held, others = build_learner(agent.config), [], []
+    for out in (0, 1):
+        state = restricted.restricted(fresh, tasks.rows([1 - out])).init(5)
+        for _ in range(2):
+            state, _ = restricted.restricted(fresh, tasks.rows([1 - out])).iteration(state)
+        assert float(state.statistics["count"]) == 2 * 2 * 3 * 3 * 10  # iterations, sets, tasks, episodes, steps
+        each = diagnostics.adapted_losses(fresh.at(state), state.meta, tasks.repeat(2), (5, 2, 1, 2), 1, 0.0)
+        each = each.reshape(2, 2).mean(1)
+        held.append(each[out])
+        others.append(each[1 - out])
+    assert found["ratio"] == pytest.approx(np.mean(held) / np.mean(others))
+    assert (found["iterations"], found["draws"]) == (2, 2)
+    assert f"left_out  R = {found['ratio']:.2f} [" in shown
+    assert "(2 trainings of 2 meta-updates)" in shown
+
+
+def test_a_finite_set_of_tasks_is_found():
+    """Two directions taken for many tasks, or many velocities for a few that are then left out one by one."""
+    few, many = (metarl.build(f"halfcheetah-{name}", threads=1).domain for name in ("dir", "vel"))
+    assert restricted.every(few, 20).values.tolist() == [[-1.0], [1.0]]
+    assert restricted.every(few, 1) is None
+    assert restricted.every(many, 20) is None
+
+
+def test_leaving_out_is_asked_for(diagnosed, runs, capsys):
+    """Hours of training by default, or a number that nothing obeys."""
+    result, _ = diagnosed("sinusoid", "only=left_out")
+    assert "more than 20 training tasks" in result["diagnostics"]["left_out"]["not_applicable"]
+    assert diagnose.main([str(runs["maml"]), "only=risk", "retrain=3"]) == 2
+    assert "retrain= has no effect here" in capsys.readouterr().err
 
 
 def test_what_does_not_apply_is_said_and_not_computed(diagnosed):

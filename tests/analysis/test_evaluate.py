@@ -248,6 +248,10 @@ def test_picture_says_what_it_shows(runs, evaluated, tmp_path):
         (("run={sinusoid}", "inner_lr=1e20"), "adaptation diverged; lower inner_lr"),
         (("run={maml}", "normalization=support"), "normalization= belongs to few-shot learning"),
         (("run={maml}", "backend=sumo"), "halfcheetah-vel has one"),
+        (("run={maml}", "published=true"), "no source has numbers for halfcheetah-vel"),
+        (("run={maml}", "band=velocty=2..3"), "Did you mean 'velocity'?"),
+        (("run={maml}", "band=velocity=2..3", "level=1"), "level= has no effect"),
+        (("run={maml}", "band=horizon=20"), "a band may change the range of tasks only"),
         (("run={maml}", "inner_lr=1e30"), "adaptation diverged; lower inner_lr"),
     ],
 )

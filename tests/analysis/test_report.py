@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import io
 import json
 import pathlib
 import re
@@ -14,6 +15,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from metarl import diagnose, evaluate, report
@@ -27,7 +29,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.links, self.pictures, self.scripts, self.words = [], [], [], 0, []
+        self.open, self.links, self.pictures, self.photographs, self.scripts, self.words = [], [], [], [], 0, []
         self.feed(text)
         assert self.open == []
 
@@ -35,7 +37,9 @@ class Page(html.parser.HTMLParser):
         self.scripts += tag in ("script", "link", "iframe")
         for name, value in attributes:
             if name in ("src", "href"):
-                (self.pictures if value.startswith("data:image/svg+xml;base64,") else self.links).append(value)
+                kind = value.partition(";base64,")[0]
+                kinds = {"data:image/svg+xml": self.pictures, "data:image/png": self.photographs}
+                kinds.get(kind, self.links).append(value)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -63,7 +67,9 @@ def reported(tmp_path):
     """Write a report and read it back."""
 
     def run(*words):
-        assert report.main([*map(str, words), f"to={tmp_path / 'r.html'}"]) == 0
+        # a film takes longer than everything else
+        film = [] if "film=true" in words else ["film=false"]
+        assert report.main([*map(str, words), *film, f"to={tmp_path / 'r.html'}"]) == 0
         text = (tmp_path / "r.html").read_text(encoding="utf-8")
         return text, Page(text)
 
@@ -73,7 +79,7 @@ def reported(tmp_path):
 def test_the_recorded_result_is_told_in_one_page(reported):
     """A picture or a style from elsewhere, numbers of one seed for all of them, a command that is missing."""
     names = ["maml-s0", "maml-s1", "maml-s2", "pretrained-s0", "oracle-s0"]
-    text, page = reported(*(RECORDED / name for name in names), f"curve={RECORDED / 'curve.json'}")
+    text, page = reported(*(RECORDED / name for name in names), f"curve={RECORDED / 'curve.json'}", "film=true")
     assert page.links == []
     assert page.scripts == 0
     assert "url(" not in text
@@ -98,6 +104,14 @@ def test_the_recorded_result_is_told_in_one_page(reported):
     wins = (values[:, None, -1] > np.array(curve["runs"]["pretrained-s0"]["values"][-1])).mean()
     assert f"maml does better than pretrained on a task with probability {wins:.2f} [" in page.text
     assert curve["command"] in page.text
+    (strip,) = page.photographs
+    with Image.open(io.BytesIO(base64.b64decode(strip.partition(",")[2]))) as image:
+        assert image.size == (5 * 240, 2 * 160)
+    before, after = map(float, re.search(r"return (\S+) before adapting, (\S+) after 3 updates;", page.text).groups())
+    assert before < after < 0
+    assert not (RECORDED / "maml-s0" / "evaluation").exists()
+    assert "MAML 1 -11.7 ± 2.2" in page.text.split("Published numbers")[1]
+    assert "Finn, Abbeel and Levine (2017), arXiv:1703.03400" in page.text
     for name in names:
         session = json.loads((RECORDED / name / "provenance.json").read_text())
         assert session[0]["command"] in page.text
@@ -130,15 +144,38 @@ def test_diagnostics_are_told_with_their_reading(copied, reported):
     path = run / "evaluation" / "diagnostics.json"
     found = json.loads(path.read_text())
     found["diagnostics"]["risk"] |= {"overfits": True, "ratio": 3.25}
+    left_out = {**found["diagnostics"]["risk"], "ratio": 4.5, "iterations": 9, "tasks": [{}] * 3}
+    found["diagnostics"]["left_out"], found["reading"]["left_out"] = left_out, diagnose.READING["left_out"]
     path.write_text(json.dumps(found))
     text, page = reported(run)
     assert re.search(r'class="lead warn">run overfits its training tasks: held-out losses are 3.25 times', text)
-    for name, sentence in diagnose.READING.items():
-        assert sentence in page.text, name
+    assert re.search(r'class="lead warn">run: trained without one of 3 tasks, its loss there is 4.50 times', text)
+    assert "(3 trainings of 9 meta-updates)" in page.text
+    for name in found["diagnostics"]:
+        assert diagnose.READING[name] in page.text, name
     assert f"cosine {found['diagnostics']['orders']['cosine']:.4f}" in page.text
     assert "rollouts belong to reinforcement learning" in page.text
     assert "after 1 inner updates on 10 examples of a task the mse is" in page.text
     assert found["command"] in page.text
+
+
+def test_tasks_beyond_training_are_told(copied, reported):
+    """Bands that a page leaves out, or the usual tasks' numbers for theirs; a target velocity that nobody looks at."""
+    run = copied("pretrained")
+    for words in ([], ["band=velocity=2..3"]):
+        assert evaluate.main([f"run={run}", "tasks=3", "steps=0", "episodes=1", *words]) == 0
+    _, page = reported(run)
+    curve, bands = (json.loads((run / "evaluation" / f"{name}.json").read_text()) for name in ("curve", "bands"))
+    for name, place in bands["bands"].items():
+        group = place["groups"]["run"]
+        (low, high), mean = group["mean_ci95"][0], group["mean"][0]
+        assert f"{mean:.4g} [{low:.4g}, {high:.4g}]" in page.text.split("beyond the tasks of training")[-1], name
+    assert "env.velocity_low=2.0, env.velocity_high=3.0" in page.text
+    assert "Beyond the tasks of training" in page.text
+    assert len(page.pictures) == 3
+    assert "return by velocity (m/s)" in page.text
+    assert all(f"{mean:.4g} [" in page.text for mean in curve["along"]["groups"]["run"]["mean"])
+    assert bands["command"] in page.text
 
 
 def test_names_are_text(copied, reported):

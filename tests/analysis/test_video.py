@@ -168,7 +168,7 @@ def test_a_library_that_an_environment_draws_with_is_named(monkeypatch):
     poles = metarl.gym_family("CartPole-v1", [TaskParameter("length", 0.5, 1.0, "m")], lambda env, task: None)()
     domain = RLDomain(poles, CategoricalPolicy(MLP((4, 4, 2)), (2,)), episodes=1)
     with pytest.raises(SettingsError, match=r"^video=true: pygame is not installed, run `pip install"):
-        video._opened(domain, Tasks.from_json([{"length": 0.5}]))
+        video.opened(domain, Tasks.from_json([{"length": 0.5}]))
 
 
 @pytest.mark.parametrize("library", ["osmesa", "nonsense"])

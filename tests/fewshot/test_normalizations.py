@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from metarl.nets import Conv4
 from metarl.nets import normalization as norm
 from tests.fewshot.conftest import EACH
 
+ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = normalizations.Settings(shots=1, queries=5, images=EACH, tasks=5, draws=50)
 
 
@@ -125,3 +128,11 @@ def test_mistakes_end_with_one_line(monkeypatch, capsys, words, said):
     assert normalizations.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {said}")
+
+
+def test_small_parts_of_an_error_are_not_none():
+    """0.000 for a bias that is small beside the variance; a table that is not of the recorded numbers alone."""
+    shown = [normalizations._digits(value) for value in (0.000341, 0.5, 0.003, 0.0, 0.0996, 12.3, 2.7e-7)]
+    assert shown == ["0.00034", "0.50", "0.0030", "0", "0.10", "12", "0.00000027"]
+    recorded = json.loads((ROOT / normalizations.RESULTS / "normalizations.json").read_text())
+    assert normalizations.report(recorded) in (ROOT / "experiments" / "README.md").read_text()
