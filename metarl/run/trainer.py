@@ -112,8 +112,9 @@ def _loop(
             if run.eval_every and state.iteration % run.eval_every == 0:
                 steps = run.eval_steps or 0
                 row |= _validated(learner, state, run.eval_tasks, steps)
-                # judged as it is trained: what never adapts (an oracle) must not be chosen by how it adapts
-                score = row.get(f"validation_{learner.domain.metric}_{min(steps, run.inner_steps)}", math.nan)
+                # after the last update, so that eval_steps says for what the best is chosen; what never adapts in training
+                # (an oracle) must not be chosen by how it adapts
+                score = row.get(f"validation_{learner.domain.metric}_{steps if run.inner_steps else 0}", math.nan)
                 score = row.get(f"validation_trial_{learner.domain.metric}", score)
                 is_best = math.isfinite(score) and (best is None or _better(learner, score, best.score))
                 best = Best(score, state.iteration) if is_best else best
