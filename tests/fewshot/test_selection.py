@@ -32,7 +32,7 @@ def run(patterns, monkeypatch, tmp_path):
 
 
 def _validation_accuracy(agent):
-    """Accuracy after one update on the tasks of validation, one task and one example at a time."""
+    """Accuracy after two updates on the tasks of validation, one task and one example at a time."""
     domain, seed = agent.learner.domain, (3, VALIDATION)
     tasks = agent.learner.domain.family.sample_tasks(6, "validation", seed)
     assert set(tasks.values.ravel().astype(int)) <= set(
@@ -42,17 +42,20 @@ def _validation_accuracy(agent):
     for task in range(6):
         seeds = [families.stream(seed, place).generate_state(1)[0] for place in range(6)]
         support, query = domain.draw(tasks.rows([task]), np.array(seeds)[[task]])
-        params = {name: value[None].clone().requires_grad_() for name, value in agent.meta.items()}
-        gradients = torch.autograd.grad(domain.query.loss(params, support).sum(), list(params.values()))
-        params = {n: (v - 0.4 * g).detach() for (n, v), g in zip(params.items(), gradients, strict=True)}
+        params = {name: value[None].clone() for name, value in agent.meta.items()}
+        for _ in range(2):
+            params = {name: value.requires_grad_() for name, value in params.items()}
+            gradients = torch.autograd.grad(domain.query.loss(params, support).sum(), list(params.values()))
+            params = {n: (v - 0.4 * g).detach() for (n, v), g in zip(params.items(), gradients, strict=True)}
         right.append((domain.net(params, query.inputs)[0].argmax(-1) == query.targets[0]).double().mean())
     return float(torch.stack(right).mean())
 
 
 def test_the_best_is_chosen_on_validation_classes(run):
-    """Catches a best that is judged on training or test classes, before adapting, by the worst score, or that is the last."""
+    """Catches a best that is judged on training or test classes, before adapting, after training's number of updates instead of
+    ``eval_steps``, by the worst score, or that is the last."""
     path, rows = run
-    scores = {row["iteration"] + 1: row["validation_accuracy_1"] for row in rows if "validation_accuracy_1" in row}
+    scores = {row["iteration"] + 1: row["validation_accuracy_2"] for row in rows if "validation_accuracy_2" in row}
     assert list(scores) == [2, 4, 6, 8]
     best, last = load(path, "best"), load(path, "last")
     assert best.iteration == max(scores, key=lambda iteration: scores[iteration])
@@ -65,7 +68,7 @@ def test_a_resumed_run_remembers_its_best(run, monkeypatch):
     """Catches a best that is forgotten by the resumption, so that the first validation after it wins."""
     path, _ = run
     before = load(path, "best")
-    monkeypatch.setattr("metarl.run.trainer.validate", lambda *_: {"validation_accuracy_1": 0.0})
+    monkeypatch.setattr("metarl.run.trainer.validate", lambda *_: {"validation_accuracy_2": 0.0})
     words = [word for word in WORDS if not word.startswith("iterations")]
     assert train.main([*words, "iterations=10", f"run_dir={path}", "resume=auto"]) == 0
     assert load(path, "last").iteration == 10
