@@ -69,7 +69,7 @@ class RunSettings:
     eval_every: int = setting(25, "iterations between validations; 0 never validates", low=0)
     eval_tasks: int = setting(20, "tasks of a validation", low=1)
     eval_steps: int | None = setting(
-        None, "inner updates of a validation, which chooses the best; null: as in training, at least 1", low=0
+        None, "updates of a validation, which picks the best; null: training's, or 1", low=0
     )
     checkpoint_every: int = setting(1, "iterations between checkpoints", low=1)
     chunk_tasks: int | None = setting(None, "tasks differentiated at once; null chooses by the data's size", low=1)
