@@ -68,9 +68,7 @@ class RunSettings:
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
     eval_every: int = setting(25, "iterations between validations; 0 never validates", low=0)
     eval_tasks: int = setting(20, "tasks of a validation", low=1)
-    eval_steps: int | None = setting(
-        None, "updates of a validation, which picks the best; null: training's, or 1", low=0
-    )
+    eval_steps: int | None = setting(None, "updates of a validation; the last picks the best; null: inner_steps", low=0)
     checkpoint_every: int = setting(1, "iterations between checkpoints", low=1)
     chunk_tasks: int | None = setting(None, "tasks differentiated at once; null chooses by the data's size", low=1)
     device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
