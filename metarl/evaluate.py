@@ -233,11 +233,11 @@ def _evaluate(
     out = pathlib.Path(settings.run) / EVALUATION
     if bands:
         result = _banded(settings, members, moved, result)
-        telling.tell_bands(result, by)
         written = report.write_bands(result, out, by, suffix)
+        telling.tell_bands(result, by)
     else:
-        telling.tell(result, by)
         written = report.write(result, out, by, suffix)
+        telling.tell(result, by)
     say(f"written: {as_text(out)}/{', '.join(written)}")
     return 0
 

@@ -285,6 +285,6 @@ def test_a_warm_start_with_learned_rates_takes_the_weights_and_starts_the_rates_
 def test_step_sizes_for_a_solver_are_refused_before_anything_is_evaluated(trained, capsys, monkeypatch, word):
     """A line that names a class and no setting, after another run has been evaluated for an hour."""
     maml, implicit = (trained(algo, algo)[1] for algo in ("maml-adam", "imaml-adam"))
-    monkeypatch.setattr(evaluate, "_curve", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr(evaluate, "curve_of", lambda *_: pytest.fail("evaluated"))
     assert evaluate.main([f"run={maml}", f"compare=[{implicit}]", "tasks=2", word]) == 2
     assert "imaml-adam: the inner rule ProximalSolve has no step size to choose; leave" in capsys.readouterr().err

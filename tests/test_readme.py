@@ -53,6 +53,7 @@ def test_there_is_something_to_test():
         "metarl.train",
         "metarl.evaluate",
         "metarl.diagnose",
+        "metarl.references",
         "metarl.report",
         "metarl.algorithms",
         "metarl.families",

@@ -107,9 +107,11 @@ def user():
     """Run a command in a process of its own, with files of at most ``limit`` bytes."""
 
     def call(*words, limit=resource.RLIM_INFINITY, **environment):
+        # mujoco leaves this one behind in a process that has drawn, and with it looks for no graphics library
+        inherited = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
         done = subprocess.run(
             [sys.executable, *map(str, words)],
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             capture_output=True,
             text=True,
             timeout=120,
