@@ -17,7 +17,7 @@ _RECOMMENDED: Mapping[str, Any] = {
     "algo": "maml-trpo",
     "iterations": 300,
     "meta_batch_size": 15,
-    "episodes_per_task": 40,  # of fewer, a gradient's noise costs more than its direction gains
+    "episodes_per_task": 40,
     "inner_steps": 1,
     "inner_lr": 0.03,
     "gamma": 0.97,
