@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from metarl.envs.traffic.headroom import Actions, Player
     from metarl.families import Tasks
 
-# An inner update of one policy's gradient on few episodes is noise: MAML has 40 of a task, and starts from a policy that
-# already controls traffic.
+# MAML starts from a policy that controls traffic already, and looks at 40 episodes of a task.
 _MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.03")
 _OTHERS = ("meta_batch_size=20", "episodes_per_task=10", "inner_steps=0")
 _MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration of the others
