@@ -243,7 +243,7 @@ def test_sinusoids_from_training_to_table(small, monkeypatch, capsys):
                 break
             loss = (_wave(params, support.inputs[task]) - support.targets[task]).square().mean()
             gradients = torch.autograd.grad(loss, list(params.values()))
-            stepped = {n: v - 0.01 * g for (n, v), g in zip(params.items(), gradients, strict=True)}
+            stepped = {n: v - 0.001 * g for (n, v), g in zip(params.items(), gradients, strict=True)}
             params = {name: value.detach().requires_grad_() for name, value in stepped.items()}
         found = _wave(params, torch.linspace(-5, 5, 200)[:, None])[:, 0].detach().numpy()
         np.testing.assert_allclose(drawn[task], found, rtol=1e-3, atol=1e-4)
