@@ -10,14 +10,15 @@
 
 Every run of an algorithm is a process of its own, and validates on validation classes; its best parameters there are evaluated. So
 is the number of inner updates chosen at which test tasks are compared; results hold the accuracy after every one. Test tasks and
-their examples are the same for all rows. Nothing is tuned on test classes. The references (``transfer`` and ``prototypes``, trained
-in this process, and neighbours of pixels) are in ``experiments.fewshot_references``. Runs are kept under ``runs/fewshot/``, results
-under ``experiments/results/fewshot/``.
+their examples are the same for all rows; rows that the result file has already, of runs that are no longer there, stay. Nothing is
+tuned on test classes. The references (``transfer`` and ``prototypes``, trained in this process, and neighbours of pixels) are in
+``experiments.fewshot_references``. Runs are kept under ``runs/fewshot/``, results under ``experiments/results/fewshot/``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ TINY = {
 }
 HELD = 200  # validation tasks that choose the number of updates
 EPISODE_WAYS = {"omniglot": 60, "glyphs": 20}  # classes of a prototypical episode, more than a test task has
+SHARED = ("env", "ways", "shots", "queries", "tasks", "alone")  # what rows of one table have in common
 # what is inserted into the README; other tasks only have their files
 RECORDED = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "glyphs-5w1s")
 
@@ -108,13 +110,16 @@ def _main(settings: Settings) -> int:
     rows |= fewshot_references.neighbours(tasks) | fewshot_references.rows(tasks, networks)
     from metarl.run.provenance import provenance
 
+    command, origin = " ".join(["python -m experiments.fewshot", *sys.argv[1:]]), provenance()
+    judged = {"command": command, "commit": origin["commit"]}
+    file = results / f"{settings.label}.json"
     result = {
-        **{key: getattr(settings, key) for key in ("env", "ways", "shots", "queries", "tasks", "alone")},
-        "rows": rows,
-        "command": " ".join(["python -m experiments.fewshot", *sys.argv[1:]]),
-        "provenance": provenance(),
+        **{key: getattr(settings, key) for key in SHARED},
+        "rows": joined({name: {**row, "judged": judged} for name, row in rows.items()}, file, settings),
+        "command": command,
+        "provenance": origin,
     }
-    recording.write(results / f"{settings.label}.json", algorithms.null_for_nan(result))
+    recording.write(file, algorithms.null_for_nan(result))
     text = fewshot_report.report(result)
     print(text)
     fewshot_report.draw(result, results / f"{settings.label}.png")
@@ -128,6 +133,19 @@ def _main(settings: Settings) -> int:
         pictures = "\n\n".join(f"![{caption}]({where}/{name}.png)" for name, caption in shown.items())
         recording.insert(recording.README, mark(settings.label), f"{pictures}\n\n{text}")
     return 0
+
+
+def joined(rows: Mapping[str, Any], file: pathlib.Path, settings: Settings) -> dict[str, Any]:
+    """Return the rows with those that the file has of the same test tasks and that were not judged now, in one order."""
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    same = all(earlier.get(key) == getattr(settings, key) for key in SHARED)
+    judged = {"command": earlier["command"], "commit": earlier["provenance"]["commit"]} if same else {}
+    kept = {name: {"judged": judged, **row} for name, row in earlier["rows"].items()} if same else {}
+    if kept.keys() - rows.keys():
+        print(f"kept from {file}: {', '.join(name for name in kept if name not in rows)}")
+    found = {**kept, **rows}
+    names = [name for name in (*METHODS, *VARIANTS) if name in found]
+    return {name: found[name] for name in [*names, *(name for name in found if name not in names)]}
 
 
 def _draw_tasks(run: pathlib.Path, settings: Settings, updates: int, results: pathlib.Path) -> None:

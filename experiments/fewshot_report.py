@@ -42,10 +42,11 @@ def report(result: Mapping[str, Any]) -> str:
         )
     origin = result["provenance"]
     commits = sorted({commit for row in rows.values() for commit in row["commits"]})
-    every = [*(command for row in rows.values() for command in row["commands"]), result["command"]]
+    judged = [row["judged"] for row in rows.values()]
+    every = [*(command for row in rows.values() for command in row["commands"]), *(one["command"] for one in judged)]
     lines += ["", "Commands:", "", "```", *dict.fromkeys(every), "```", ""]
     lines += [
-        f"Commits: {', '.join(commits)}; evaluation {origin['commit']}.",
+        f"Commits: {', '.join(commits)}; evaluation {', '.join(dict.fromkeys(one['commit'] for one in judged))}.",
         f"Hardware: {origin['cpu']}, {origin['cores']} cores. Versions: {origin['versions']}.",
         "",
     ]
@@ -65,7 +66,7 @@ def _cell(row: Mapping[str, Any], protocol: str) -> str:
         return ""
     at = found["updates"].index(found.get("chosen_updates", row["updates"]))
     mean, (low, high) = found["mean"][at], found["ci95"][at]
-    if not math.isfinite(mean):
+    if mean is None or not math.isfinite(mean):  # in a file what diverged is null
         return "diverged"
     return f"{100 * mean:.2f} ± {50 * (high - low):.2f}"
 
@@ -117,7 +118,9 @@ def _line(axes: Any, curve: Mapping[str, Any], name: str, index: int) -> None:
     """Draw a curve, or a level where there is one point only; the same row has the same colour in all panels."""
     colour = f"C{index % 10}"
     if len(curve["mean"]) > 1:
-        axes.plot(curve["updates"], curve["mean"], marker="o", ms=3, color=colour, label=name)
-        axes.fill_between(curve["updates"], *np.array(curve["ci95"]).T, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(curve["updates"], np.array(curve["mean"], dtype=float), marker="o", ms=3, color=colour, label=name)
+        axes.fill_between(
+            curve["updates"], *np.array(curve["ci95"], dtype=float).T, color=colour, alpha=0.2, linewidth=0
+        )
     elif curve["mean"]:
         axes.axhline(curve["mean"][0], color=colour, linestyle="--", linewidth=1, label=name)

@@ -114,6 +114,7 @@ def test_the_table_by_hand():
     alone = {"updates": [1], "mean": [0.75], "ci95": [[0.7, 0.8]]}
     row = {"updates": 1, "trained": "transductive", "protocols": {"transductive": curve, "one-by-one": alone}}
     row |= {"iterations": [10, 10], "selected": [5, 9], "minutes": [1.2, 3.4], "commands": ["a", "b"], "commits": ["c"]}
+    row |= {"judged": {"command": "z", "commit": "d"}}
     other = row | {"protocols": {"group": curve}, "trained": "group"}
     origin = {"cpu": "x", "cores": 1, "versions": {}, "commit": "d"}
     result = {"env": "e", "ways": 5, "shots": 1, "queries": 15, "tasks": 600, "alone": 200, "command": "z"}
@@ -122,6 +123,21 @@ def test_the_table_by_hand():
     assert lines[0].startswith("| method | updates | transductive | one query at a time | group | trained with |")
     assert lines[2] == "| one | 1 | 90.00 ± 2.00 | 75.00 ± 5.00 |  | transductive | 10 | 5 to 9 | 1 to 3 | 2 |"
     assert lines[3].startswith("| two | 1 |  |  | 90.00 ± 2.00 | group |")
+
+
+def test_rows_of_runs_that_are_gone_stay_in_the_table(tmp_path):
+    """Trainings of hours are not lost with their checkpoints; but tasks of another kind are another table."""
+    settings, file = fewshot.completed(fewshot.Settings()), tmp_path / "x.json"
+    assert list(fewshot.joined({"a": {"n": 1}}, file, settings)) == ["a"]
+    same = {key: getattr(settings, key) for key in fewshot.SHARED}
+    earlier = {"rows": {"anil-adam": {"n": 2}, "a": {"n": 3}}, "command": "z", "provenance": {"commit": "d"}}
+    file.write_text(json.dumps(same | earlier))
+    found = fewshot.joined({"a": {"n": 1}, "maml-adam": {"n": 4}}, file, settings)
+    assert list(found) == ["maml-adam", "anil-adam", "a"]
+    assert found["a"] == {"n": 1}, "what was judged now is newer"
+    assert found["anil-adam"] == {"n": 2, "judged": {"command": "z", "commit": "d"}}
+    file.write_text(json.dumps(same | earlier | {"tasks": 7}))
+    assert list(fewshot.joined({"a": {"n": 1}}, file, settings)) == ["a"]
 
 
 def test_what_diverges_is_never_the_best(tmp_path):
