@@ -19,7 +19,19 @@ _ALL = (True, True, True)
 
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """Normalise maps (N, C, H, W) over examples and positions, with gamma and beta (C,)."""
+    """Normalise maps (N, C, H, W) over examples and positions, with gamma and beta (C,).
+
+    Raises:
+        ValueError: if gamma or beta are of other channels, or a channel has one number only, of which nothing would be left.
+    """
+    if not gamma.shape == beta.shape == x.shape[1:2]:  # the kernel does not look, and reads beyond their end
+        raise ValueError(
+            f"gamma {tuple(gamma.shape)} and beta {tuple(beta.shape)} are not of the channels of maps {tuple(x.shape)}"
+        )
+    if x.numel() == x.shape[1]:
+        raise ValueError(
+            f"maps {tuple(x.shape)} have one number a channel, which is its own mean; give more examples or larger images"
+        )
     y: Tensor = _Forward.apply(x, gamma, beta, eps)  # type: ignore[no-untyped-call]
     return y
 

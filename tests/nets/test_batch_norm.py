@@ -68,3 +68,16 @@ def test_single_precision_with_a_mean_far_from_zero():
     wanted = second(x, gamma, beta)
     found = second(*(one.detach().float().requires_grad_() for one in (x, gamma, beta)))
     assert (found.double() - wanted).norm() < 1e-2 * wanted.norm()
+
+
+@pytest.mark.parametrize("channels", [(3, 4), (4, 3), (5, 5), (1, 1)])
+def test_parameters_of_other_channels_are_refused(channels):
+    """torch's kernel does not look at their length: it read memory beyond their end, and gave numbers."""
+    with pytest.raises(ValueError, match="gamma"):
+        batch_norm(torch.zeros(2, 4, 3, 3), *map(torch.ones, channels), EPS)
+
+
+def test_one_number_a_channel_is_refused():
+    """It is its own mean: every output would be beta and some rounding, whatever the image."""
+    with pytest.raises(ValueError, match="more examples"):
+        batch_norm(torch.zeros(1, 4, 1, 1), torch.ones(4), torch.zeros(4), EPS)
