@@ -111,7 +111,7 @@ def _main(settings: Settings) -> int:
     from metarl.run.provenance import provenance
 
     command, origin = " ".join(["python -m experiments.fewshot", *sys.argv[1:]]), provenance()
-    judged = {"command": command, "commit": origin["commit"]}
+    judged = {"command": command, **_where(origin)}
     file = results / f"{settings.label}.json"
     result = {
         **{key: getattr(settings, key) for key in SHARED},
@@ -139,13 +139,26 @@ def joined(rows: Mapping[str, Any], file: pathlib.Path, settings: Settings) -> d
     """Return the rows with those that the file has of the same test tasks and that were not judged now, in one order."""
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     same = all(earlier.get(key) == getattr(settings, key) for key in SHARED)
-    judged = {"command": earlier["command"], "commit": earlier["provenance"]["commit"]} if same else {}
+    judged = {"command": earlier["command"], **_where(earlier["provenance"])} if same else {}
     kept = {name: {"judged": judged, **row} for name, row in earlier["rows"].items()} if same else {}
     if kept.keys() - rows.keys():
         print(f"kept from {file}: {', '.join(name for name in kept if name not in rows)}")
+    lost = [name for name in earlier.get("rows", ()) if name not in rows and name not in kept]
+    if lost:
+        now = ", ".join(
+            f"{k}={earlier.get(k)}, now {k}={getattr(settings, k)}"
+            for k in SHARED
+            if earlier.get(k) != getattr(settings, k)
+        )
+        print(f"not kept from {file}: {', '.join(lost)}; of other test tasks ({now})")
     found = {**kept, **rows}
     names = [name for name in (*METHODS, *VARIANTS) if name in found]
     return {name: found[name] for name in [*names, *(name for name in found if name not in names)]}
+
+
+def _where(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a provenance what a table says of its rows."""
+    return {key: origin[key] for key in ("commit", "cpu", "cores", "versions") if key in origin}
 
 
 def _draw_tasks(run: pathlib.Path, settings: Settings, updates: int, results: pathlib.Path) -> None:

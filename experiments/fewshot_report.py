@@ -42,15 +42,29 @@ def report(result: Mapping[str, Any]) -> str:
         )
     origin = result["provenance"]
     commits = sorted({commit for row in rows.values() for commit in row["commits"]})
-    judged = [row["judged"] for row in rows.values()]
-    every = [*(command for row in rows.values() for command in row["commands"]), *(one["command"] for one in judged)]
+    usual = {**origin, "command": result["command"]}  # of a file in which rows do not say how they were judged
+    judged = {name: usual | row.get("judged", {}) for name, row in rows.items()}
+    every = [
+        *(command for row in rows.values() for command in row["commands"]),
+        *(one["command"] for one in judged.values()),
+    ]
     lines += ["", "Commands:", "", "```", *dict.fromkeys(every), "```", ""]
     lines += [
-        f"Commits: {', '.join(commits)}; evaluation {', '.join(dict.fromkeys(one['commit'] for one in judged))}.",
-        f"Hardware: {origin['cpu']}, {origin['cores']} cores. Versions: {origin['versions']}.",
+        f"Commits: {', '.join(commits)}; evaluation {_by(judged, '{commit}')}.",
+        f"Hardware: {_by(judged, '{cpu}, {cores} cores. Versions: {versions}')}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _by(judged: Mapping[str, Mapping[str, Any]], form: str) -> str:
+    """Return what a form says of the rows, with their names where it is not the same for all."""
+    found: dict[str, list[str]] = {}
+    for name, one in judged.items():
+        found.setdefault(form.format(**one), []).append(name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
 
 
 def _columns(result: Mapping[str, Any]) -> dict[str, str]:

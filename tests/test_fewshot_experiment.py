@@ -123,9 +123,40 @@ def test_the_table_by_hand():
     assert lines[0].startswith("| method | updates | transductive | one query at a time | group | trained with |")
     assert lines[2] == "| one | 1 | 90.00 ± 2.00 | 75.00 ± 5.00 |  | transductive | 10 | 5 to 9 | 1 to 3 | 2 |"
     assert lines[3].startswith("| two | 1 |  |  | 90.00 ± 2.00 | group |")
+    assert "evaluation d.\nHardware: x, 1 cores. Versions: {}." in text
 
 
-def test_rows_of_runs_that_are_gone_stay_in_the_table(tmp_path):
+def test_rows_that_were_judged_elsewhere_say_so(tmp_path):
+    """A row that was kept has its own commit, hardware and versions, not those of the others; nor need it say any."""
+    row = {
+        "updates": 0,
+        "trained": "",
+        "protocols": {},
+        "iterations": [],
+        "selected": [],
+        "minutes": [],
+        "commands": [],
+    }
+    row |= {"commits": ["c"]}
+    usual = {"env": "e", "ways": 5, "shots": 1, "queries": 15, "tasks": 600, "alone": 0}
+    before = usual | {
+        "rows": {"old": row},
+        "command": "then",
+        "provenance": {"commit": "d", "cpu": "x", "cores": 1, "versions": 1},
+    }
+    assert "evaluation d.\nHardware: x, 1 cores. Versions: 1." in fewshot_report.report(before)
+    file = tmp_path / "x.json"
+    settings = fewshot.Settings(env="omniglot", queries=15, alone=0)
+    file.write_text(json.dumps(before | {"env": "omniglot"}))
+    rows = fewshot.joined({"new": row}, file, settings)
+    now = {"commit": "f", "cpu": "y", "cores": 2, "versions": 2}
+    text = fewshot_report.report(usual | {"rows": rows, "command": "now", "provenance": now})
+    assert "\nthen\nnow\n" in text
+    assert "evaluation d (old); f (new).\n" in text
+    assert "Hardware: x, 1 cores. Versions: 1 (old); y, 2 cores. Versions: 2 (new).\n" in text
+
+
+def test_rows_of_runs_that_are_gone_stay_in_the_table(tmp_path, capsys):
     """Trainings of hours are not lost with their checkpoints; but tasks of another kind are another table."""
     settings, file = fewshot.completed(fewshot.Settings()), tmp_path / "x.json"
     assert list(fewshot.joined({"a": {"n": 1}}, file, settings)) == ["a"]
@@ -137,7 +168,10 @@ def test_rows_of_runs_that_are_gone_stay_in_the_table(tmp_path):
     assert found["a"] == {"n": 1}, "what was judged now is newer"
     assert found["anil-adam"] == {"n": 2, "judged": {"command": "z", "commit": "d"}}
     file.write_text(json.dumps(same | earlier | {"tasks": 7}))
+    assert "not kept" not in capsys.readouterr().out
     assert list(fewshot.joined({"a": {"n": 1}}, file, settings)) == ["a"]
+    said = f"not kept from {file}: anil-adam; of other test tasks (tasks=7, now tasks=600)"
+    assert said in capsys.readouterr().out, "what is overwritten is named, with the setting that would keep it"
 
 
 def test_what_diverges_is_never_the_best(tmp_path):
