@@ -89,6 +89,8 @@ def _main(settings: Settings) -> int:
     chosen = _chosen(settings.only)
     runs, results = recording.folders("fewshot", settings.tiny)
     runs = runs / settings.label
+    file = results / f"{settings.label}.json"
+    before = earlier(file, settings) if settings.evaluate else {}
     labels = {name: [f"{name}-s{seed}" for seed in range(settings.seeds)] for name in (*METHODS, *VARIANTS)}
     if settings.train:
         for name in [name for name in labels if name in chosen]:
@@ -112,10 +114,9 @@ def _main(settings: Settings) -> int:
 
     command, origin = " ".join(["python -m experiments.fewshot", *sys.argv[1:]]), provenance()
     judged = {"command": command, **_where(origin)}
-    file = results / f"{settings.label}.json"
     result = {
         **{key: getattr(settings, key) for key in SHARED},
-        "rows": joined({name: {**row, "judged": judged} for name, row in rows.items()}, file, settings),
+        "rows": joined({name: {**row, "judged": judged} for name, row in rows.items()}, before),
         "command": command,
         "provenance": origin,
     }
@@ -135,22 +136,29 @@ def _main(settings: Settings) -> int:
     return 0
 
 
-def joined(rows: Mapping[str, Any], file: pathlib.Path, settings: Settings) -> dict[str, Any]:
-    """Return the rows with those that the file has of the same test tasks and that were not judged now, in one order."""
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    same = all(earlier.get(key) == getattr(settings, key) for key in SHARED)
-    judged = {"command": earlier["command"], **_where(earlier["provenance"])} if same else {}
-    kept = {name: {"judged": judged, **row} for name, row in earlier["rows"].items()} if same else {}
-    if kept.keys() - rows.keys():
-        print(f"kept from {file}: {', '.join(name for name in kept if name not in rows)}")
-    lost = [name for name in earlier.get("rows", ()) if name not in rows and name not in kept]
-    if lost:
-        now = ", ".join(
-            f"{k}={earlier.get(k)}, now {k}={getattr(settings, k)}"
-            for k in SHARED
-            if earlier.get(k) != getattr(settings, k)
+def earlier(file: pathlib.Path, settings: Settings) -> dict[str, Any]:
+    """Return the table that a file has already, of rows (name to row) that say where they were judged; empty where there is none.
+
+    Raises:
+        SettingsError: if its test tasks are others: their rows would be lost.
+    """
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    other = [key for key in SHARED if found[key] != getattr(settings, key)]
+    if other:
+        raise SettingsError(
+            f"{file} has rows of other test tasks ({', '.join(f'{key}={found[key]}' for key in other)}): give the same, or move"
+            " the file away"
         )
-        print(f"not kept from {file}: {', '.join(lost)}; of other test tasks ({now})")
+    judged = {"command": found["command"], **_where(found["provenance"])}
+    return {name: {"judged": judged, **row} for name, row in found["rows"].items()}
+
+
+def joined(rows: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rows, and of an earlier table those that were not judged now, in one order."""
+    if kept.keys() - rows.keys():
+        print(f"kept from the earlier table: {', '.join(name for name in kept if name not in rows)}")
     found = {**kept, **rows}
     names = [name for name in (*METHODS, *VARIANTS) if name in found]
     return {name: found[name] for name in [*names, *(name for name in found if name not in names)]}

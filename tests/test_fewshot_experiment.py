@@ -148,7 +148,7 @@ def test_rows_that_were_judged_elsewhere_say_so(tmp_path):
     file = tmp_path / "x.json"
     settings = fewshot.Settings(env="omniglot", queries=15, alone=0)
     file.write_text(json.dumps(before | {"env": "omniglot"}))
-    rows = fewshot.joined({"new": row}, file, settings)
+    rows = fewshot.joined({"new": row}, fewshot.earlier(file, settings))
     now = {"commit": "f", "cpu": "y", "cores": 2, "versions": 2}
     text = fewshot_report.report(usual | {"rows": rows, "command": "now", "provenance": now})
     assert "\nthen\nnow\n" in text
@@ -156,22 +156,20 @@ def test_rows_that_were_judged_elsewhere_say_so(tmp_path):
     assert "Hardware: x, 1 cores. Versions: 1 (old); y, 2 cores. Versions: 2 (new).\n" in text
 
 
-def test_rows_of_runs_that_are_gone_stay_in_the_table(tmp_path, capsys):
+def test_rows_of_runs_that_are_gone_stay_in_the_table(tmp_path):
     """Trainings of hours are not lost with their checkpoints; but tasks of another kind are another table."""
     settings, file = fewshot.completed(fewshot.Settings()), tmp_path / "x.json"
-    assert list(fewshot.joined({"a": {"n": 1}}, file, settings)) == ["a"]
+    assert fewshot.earlier(file, settings) == {}
     same = {key: getattr(settings, key) for key in fewshot.SHARED}
-    earlier = {"rows": {"anil-adam": {"n": 2}, "a": {"n": 3}}, "command": "z", "provenance": {"commit": "d"}}
-    file.write_text(json.dumps(same | earlier))
-    found = fewshot.joined({"a": {"n": 1}, "maml-adam": {"n": 4}}, file, settings)
+    table = {"rows": {"anil-adam": {"n": 2}, "a": {"n": 3}}, "command": "z", "provenance": {"commit": "d"}}
+    file.write_text(json.dumps(same | table))
+    found = fewshot.joined({"a": {"n": 1}, "maml-adam": {"n": 4}}, fewshot.earlier(file, settings))
     assert list(found) == ["maml-adam", "anil-adam", "a"]
     assert found["a"] == {"n": 1}, "what was judged now is newer"
     assert found["anil-adam"] == {"n": 2, "judged": {"command": "z", "commit": "d"}}
-    file.write_text(json.dumps(same | earlier | {"tasks": 7}))
-    assert "not kept" not in capsys.readouterr().out
-    assert list(fewshot.joined({"a": {"n": 1}}, file, settings)) == ["a"]
-    said = f"not kept from {file}: anil-adam; of other test tasks (tasks=7, now tasks=600)"
-    assert said in capsys.readouterr().out, "what is overwritten is named, with the setting that would keep it"
+    file.write_text(json.dumps(same | table | {"tasks": 7}))
+    with pytest.raises(SettingsError, match=r"rows of other test tasks \(tasks=7\): give the same, or move"):
+        fewshot.earlier(file, settings)
 
 
 def test_what_diverges_is_never_the_best(tmp_path):

@@ -3,8 +3,8 @@ r"""Normalisation by the batch's own statistics, with a second derivative of few
 $$ y = \gamma \hat x + \beta, \qquad \hat x = r (x - \mu), \qquad r = (\sigma^2 + \epsilon)^{-1/2} $$
 
 for every channel, mean and variance over its L numbers. torch's own operation does the same; the derivative of its derivative,
-which a meta-gradient goes through at every inner step, takes some 25 passes over the maps, and this one eight. Derivatives of every
-order are exact.
+which a meta-gradient goes through at every inner step, takes some 25 passes over the maps, and this one some ten.
+Derivatives of every order are exact; torch's are not beyond the second.
 """
 
 from __future__ import annotations
