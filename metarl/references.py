@@ -1,8 +1,10 @@
-"""References by libraries for a run: ``python -m metarl.references run=runs/x methods=[ppo,sac,finetuned] tasks=10 seeds=3``.
+"""References of a run: ``python -m metarl.references run=runs/x methods=[ppo,sac,finetuned] tasks=10 seeds=3``.
 
-They are trained on the test tasks of ``metarl.evaluate`` at the environment steps that the meta-learner took there, and at
-multiples of these. Writes ``references.json``, ``references.csv`` and ``references.png`` under ``RUN/evaluation/``; what is
-finished is kept in ``references.jsonl`` and ``references/``, so that a command that was cut goes on where it was.
+In reinforcement learning libraries train them on the test tasks of ``metarl.evaluate`` at the environment steps that the
+meta-learner took there, and at multiples of these; what is finished is kept in ``references.jsonl`` and ``references/``, so
+that a command that was cut goes on where it was. In few-shot classification nothing is trained: nearest neighbours of pixels,
+and prototypes in the features of the run's network before adapting, classify the queries of evaluate's own tasks.
+Writes ``references.json``, ``references.csv`` and ``references.png`` under ``RUN/evaluation/``.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import metarl.run.arguments as arguments
 from metarl import evaluate
-from metarl.analysis.methods import METHODS, unfit
+from metarl.analysis.methods import METHODS, SHOT_METHODS, unfit
 from metarl.evaluate import EvaluateSettings
-from metarl.families import RLSpec, make
+from metarl.families import RLSpec, ShotSpec, make
 from metarl.run.command import guarded, say
 from metarl.settings import SettingsError, setting
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from metarl.run.config import RunConfig
 
 _LISTS = ("methods", "multiples")  # one of them needs no brackets
-_SHARED = ("run", "tasks", "steps", "episodes", "inner_lr", "tune", "checkpoint", "seed")  # with metarl.evaluate
+_SHARED = ("run", "steps", "episodes", "inner_lr", "tune", "checkpoint", "seed")  # with metarl.evaluate
+_OF_TRAININGS = ("seeds", "multiples", "sac_steps", "pretrain", "episodes")  # without effect where nothing is trained
+_TASKS = 10  # each is trained on
 _HOW = {
     "env_steps": "of a reference: all that it took on the test task, counted; of the meta-learner: rollouts times horizon, the"
     " most that it can have taken. Rollouts of scores count for nobody",
@@ -41,32 +45,43 @@ _HOW = {
     " multiple, SAC begins to learn before the first score; observations and rewards are not standardised",
 }
 
+_HOW_OF_SHOTS = {
+    "examples": "the run's own: tasks, support and query sets of metarl.evaluate at the same seed",
+    "interval": "95 %, Student's over tasks; a difference is the run's accuracy after its last update minus the reference's on"
+    " the same task",
+    "nearest": "each query takes the class of its nearest support image, by all pixels; of equals the first",
+    "prototypes": "class means of the features that the network's body, unadapted and normalising as in the run's own scores, makes"
+    " of the support set; squared Euclidean distance (Snell et al., 2017, arXiv:1703.05175)",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSettings:
-    """Train references by libraries on a run's test tasks; write references.json, .csv and .png under RUN/evaluation/."""
+    """Set a run beside references on its test tasks; write references.json, .csv and .png under RUN/evaluation/."""
 
     run: str = setting("", "the run directory; may stand alone: python -m metarl.references RUN")
-    methods: tuple[str, ...] = setting((), "which references; empty: all that fit", choices=tuple(METHODS))
-    tasks: int = setting(10, "held-out tasks, the first of metarl.evaluate's", low=1)
-    seeds: int = setting(3, "trainings of every reference on every task", low=1)
+    methods: tuple[str, ...] = setting((), "which references; empty: all that fit", choices=(*METHODS, *SHOT_METHODS))
+    tasks: int | None = setting(
+        None, "held-out tasks, the first of metarl.evaluate's; null: 10, in few-shot learning evaluate's 40", low=1
+    )
+    seeds: int = setting(3, "trainings of every reference on every task (RL)", low=1)
     multiples: tuple[int, ...] = setting(
-        (3, 10, 30, 100), "scores at more steps: these multiples of what the meta-learner took on a task", low=2
+        (3, 10, 30, 100), "scores at more steps: these multiples of what the meta-learner took on a task (RL)", low=2
     )
     sac_steps: int = setting(
-        200_000, "steps beyond which SAC, which is slow, is not trained unless the meta-learner took them", low=1
+        200_000, "steps beyond which SAC, which is slow, is not trained unless the meta-learner took them (RL)", low=1
     )
-    pretrain: int = setting(1_000_000, "environment steps on training tasks of references that have them", low=2)
+    pretrain: int = setting(1_000_000, "environment steps on training tasks of references that have them (RL)", low=2)
     steps: int = setting(3, "inner updates of the meta-learner", low=1)
-    episodes: int | None = setting(None, "episodes of one update and of one score; null takes training's", low=1)
+    episodes: int | None = setting(None, "episodes of one update and of one score; null takes training's (RL)", low=1)
     inner_lr: tuple[float, ...] = setting((), "step size of each update, as of metarl.evaluate", above=0)
     tune: bool = setting(False, "choose the step sizes on 20 validation tasks")
     checkpoint: str = setting("last", "last, or best on validation", choices=("last", "best"))
-    seed: int = setting(0, "of tasks, rollouts and trainings", low=0)
+    seed: int = setting(0, "of tasks, their data and trainings", low=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the arguments, train, write; return the exit code."""
+    """Check the arguments, train or classify, write; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _main(words))
 
@@ -86,13 +101,21 @@ def _main(argv: list[str]) -> int:
     from metarl.run.directory import read_config
 
     config = read_config(pathlib.Path(settings.run))
-    methods = _fitting(settings, config)
+    if not evaluate.adapts(config):
+        raise SettingsError("this run observes its task and does not adapt: name the one that it is the oracle of")
+    if settings.tune and settings.inner_lr:
+        raise SettingsError("inner_lr= has no effect here: tune=true chooses the step sizes")
+    spec = make(config.env, **config.env_settings).spec
+    if isinstance(spec, RLSpec):
+        methods, references = _fitting(settings, config, spec), _references
+    else:
+        methods, references = _classifiers(given, config, spec), _shot_references
     if evaluate.remembers(config):
         evaluate.refuse_updates(given)
     import torch
 
     torch.set_num_threads(1)
-    return _references(settings, methods, shlex.join(["python", "-m", "metarl.references", *argv]))
+    return references(settings, methods, shlex.join(["python", "-m", "metarl.references", *argv]))
 
 
 def _pair(token: str) -> tuple[str, str]:
@@ -100,17 +123,30 @@ def _pair(token: str) -> tuple[str, str]:
     return key, text
 
 
-def _fitting(settings: ReferenceSettings, config: RunConfig) -> list[str]:
-    """Return the methods to train; refuse what cannot be compared before anything is loaded."""
-    spec = make(config.env, **config.env_settings).spec
-    if not isinstance(spec, RLSpec):
+def _classifiers(given: Mapping[str, Any], config: RunConfig, spec: ShotSpec) -> list[str]:
+    """Return the methods that are asked for of labelled shots; refuse likewise."""
+    from metarl.analysis.shot_references import refusal
+
+    if refusal(config.env, spec):
+        raise SettingsError(refusal(config.env, spec))
+    unused = [f"{name}=" for name in _OF_TRAININGS if name in given]
+    if unused:
         raise SettingsError(
-            f"references of libraries belong to reinforcement learning; {config.env} has labelled shots"
+            f"{', '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect here: {config.env} has labelled shots, whose"
+            " references are not trained; leave out what belongs to trainings in reinforcement learning"
         )
-    if not evaluate.adapts(config):
-        raise SettingsError("this run observes its task and does not adapt: name the one that it is the oracle of")
-    if settings.tune and settings.inner_lr:
-        raise SettingsError("inner_lr= has no effect here: tune=true chooses the step sizes")
+    asked = list(dict.fromkeys(given.get("methods") or SHOT_METHODS))
+    wrong = [name for name in asked if name not in SHOT_METHODS]
+    if wrong:
+        raise SettingsError(
+            f"methods={wrong[0]} does not fit {config.env}: it learns by acting, and {config.env} has labelled shots; choose among"
+            f" {', '.join(SHOT_METHODS)}"
+        )
+    return asked
+
+
+def _fitting(settings: ReferenceSettings, config: RunConfig, spec: RLSpec) -> list[str]:
+    """Return the methods to train; refuse what cannot be compared before anything is loaded."""
     installed = importlib.util.find_spec("sb3_contrib") is not None
     reasons = {name: unfit(name, spec, installed) for name in dict.fromkeys(settings.methods or METHODS)}
     for name, reason in reasons.items():
@@ -125,7 +161,7 @@ def _fitting(settings: ReferenceSettings, config: RunConfig) -> list[str]:
 
 
 class _Ours(NamedTuple):
-    """The meta-learner, and how it did: its entry of ``curve.json`` with the steps that it took before each point."""
+    """The meta-learner, and how it did: its entry of ``curve.json``."""
 
     name: str
     agent: Agent
@@ -133,25 +169,68 @@ class _Ours(NamedTuple):
     curve: dict[str, Any]
 
 
-def _evaluated(settings: ReferenceSettings, evaluated: EvaluateSettings) -> _Ours:
+def _evaluated(agent: Agent, evaluated: EvaluateSettings) -> _Ours:
     """Evaluate the meta-learner, as ``metarl.evaluate`` does."""
+    name = evaluate.names([pathlib.Path(evaluated.run)])[0]
+    evaluate.refuse_rates(name, agent, evaluated)
+    tasks = evaluate.held_out(evaluated, agent, evaluated.tasks)
+    curve, note = evaluate.curve_of(name, agent, tasks, evaluated)
+    return _Ours(name, agent, tasks, {**curve, **note})
+
+
+def _stepping(ours: _Ours) -> _Ours:
+    """Add the environment steps that the meta-learner took before each point, and how many it needs for its last score."""
     from metarl.rl.domain import RLDomain
     from metarl.rl.trials import bare
 
-    agent = evaluate.loaded(evaluated, settings.run)
-    domain, name = agent.learner.domain, evaluate.names([pathlib.Path(settings.run)])[0]
+    domain, curve = ours.agent.learner.domain, ours.curve
     assert isinstance(domain, RLDomain)
-    evaluate.refuse_rates(name, agent, evaluated)
-    tasks = evaluate.held_out(evaluated, agent, settings.tasks)
-    curve, note = evaluate.curve_of(name, agent, tasks, evaluated)
     taken = [count * bare(domain.family).spec.horizon for count in curve["rollouts"]]
     if not taken[-1]:
         raise SettingsError(
-            f"{name} learns from no step of a test task (algo.trial_episodes=1): there is nothing to equal"
+            f"{ours.name} learns from no step of a test task (algo.trial_episodes=1): there is nothing to equal"
         )
     # whole updates: of a part of one it has nothing
     needs = next(steps for steps, mean in zip(taken, curve["mean"], strict=True) if mean >= curve["mean"][-1])
-    return _Ours(name, agent, tasks, {**curve, "steps": taken, "reaches_the_adapted_policy_after": needs, **note})
+    return ours._replace(curve={**curve, "steps": taken, "reaches_the_adapted_policy_after": needs})
+
+
+def _shot_references(settings: ReferenceSettings, methods: Sequence[str], command: str) -> int:
+    import numpy as np
+
+    from metarl.analysis import references, shot_references
+    from metarl.analysis.shots import shot_domain
+    from metarl.run.directory import EVALUATION
+    from metarl.run.provenance import provenance
+
+    shared = {name: getattr(settings, name) for name in _SHARED}
+    evaluated = EvaluateSettings(**shared, tasks=settings.tasks or EvaluateSettings.tasks)
+    agent = evaluate.loaded(evaluated, settings.run)
+    domain = shot_domain(agent.learner)
+    for name, reason in shot_references.fitting(domain, methods).items():
+        if settings.methods:
+            raise SettingsError(f"methods={name} does not fit this run: {reason}")
+        say(f"{name}  left out: {reason}")
+        methods = [other for other in methods if other != name]
+    ours = _evaluated(agent, evaluated)
+    seed = (*evaluate.stream_of(evaluated), 1)  # of the support and query sets of the curve
+    found = shot_references.accuracies(domain, agent.meta, ours.tasks, seed, methods)
+    result = {
+        "kind": shot_references.KIND,
+        **_origin(ours),
+        "protocol": domain.protocol,
+        "references": shot_references.summarise(found, np.array(ours.curve["values"][-1])),
+        "how": _HOW_OF_SHOTS,
+        "command": command,
+        "settings": {name: getattr(evaluated, name) for name in ("tasks", *_SHARED) if name not in _OF_TRAININGS},
+        "provenance": provenance(),
+    }
+    out = pathlib.Path(settings.run) / EVALUATION
+    references.write(result, out)
+    for finding in shot_references.findings(result):
+        say(finding.text)
+    say(f"written: {evaluate.as_text(out)}/{references.RESULT}, {references.TABLE}, {references.PICTURE}")
+    return 0
 
 
 def _references(settings: ReferenceSettings, methods: Sequence[str], command: str) -> int:
@@ -163,8 +242,9 @@ def _references(settings: ReferenceSettings, methods: Sequence[str], command: st
     from metarl.run.directory import EVALUATION
     from metarl.run.lock import RunLock
 
-    evaluated = EvaluateSettings(**{name: getattr(settings, name) for name in _SHARED})
-    ours = _evaluated(settings, evaluated)
+    shared = {name: getattr(settings, name) for name in _SHARED}
+    evaluated = EvaluateSettings(**shared, tasks=settings.tasks or _TASKS)
+    ours = _stepping(_evaluated(evaluate.loaded(evaluated, settings.run), evaluated))
     domain, config, taken = ours.agent.learner.domain, ours.agent.config, ours.curve["steps"]
     assert isinstance(domain, RLDomain)
     rungs = references.ladder(taken, settings.multiples)

@@ -81,9 +81,9 @@ def _main(argv: list[str]) -> int:
         raise SettingsError(
             f"to={settings.to} cannot be written: {error.strerror or error}; name another place"
         ) from error
-    missing = "" if trained else references.command(paths[0], read_config(paths[0]))
+    missing = "" if trained else references.command(paths[0], read_config(paths[0]), curve)
     if missing:
-        say(f"no references from libraries yet; this trains them: {missing}")
+        say(f"no references yet; this command makes them: {missing}")
     say(f"written: {os.fsencode(settings.to).decode('utf-8', 'backslashreplace')}")
     return 0
 

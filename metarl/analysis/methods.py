@@ -1,4 +1,4 @@
-"""What libraries train as references for a run: their names, how each learns, and which fit a family."""
+"""What a run is compared with: the names of references, how each learns, and which fit a family."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+# Of runs on labelled shots: nothing of them is trained, and nothing adapts.
+SHOT_METHODS: Mapping[str, str] = {
+    "nearest-euclidean": "class of the support image whose pixels are nearest",
+    "nearest-cosine": "class of the support image at the smallest angle",
+    "prototypes": "nearest class mean in the features that the run's network has before adapting",
+}
+
+
 def unfit(name: str, spec: RLSpec, contrib: bool) -> str:
     """Say why a method does not fit a family, and what to do; empty where it does.
 
@@ -50,6 +58,8 @@ def unfit(name: str, spec: RLSpec, contrib: bool) -> str:
         spec: of the family.
         contrib: whether sb3-contrib is installed.
     """
+    if name in SHOT_METHODS:
+        return f"it belongs to labelled shots; choose among {', '.join(METHODS)}"
     masked = spec.choices is not None and spec.choices.masked
     if name == "sac" and spec.choices is not None:
         return "SAC needs actions that are numbers, and this family's are choices"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from metarl.analysis import groups, parts, plots, references, sections
+from metarl.analysis import groups, parts, plots, references, sections, shot_references
 from metarl.analysis.film import Strip
 from metarl.analysis.parts import Finding, Picture, Table
 from metarl.run.config import RunConfig
@@ -26,7 +26,7 @@ class Sources(NamedTuple):
         runs: run directories by name.
         curve: what ``curve.json`` holds; None where nothing has been evaluated.
         diagnoses: what ``diagnostics.json`` holds, by the run's name, with the lines that were printed of each.
-        references: what ``references.json`` of the first run holds; None where libraries have trained nothing.
+        references: what ``references.json`` of the first run holds; None where there are none.
         film: of the first run, or why there is none; None says nothing.
         bands: what ``bands.json`` of the first run holds; None where no tasks beyond training's have been tried.
     """
@@ -181,15 +181,7 @@ def _pictures(sources: Sources, rows: Mapping[str, Sequence[Mapping[str, float]]
         reading = "Training tasks before and after adapting, a running mean of ten iterations. The distance of the two is the gain."
         found.append(Picture("Learning", reading, parts.svg(lambda path: plots.learning(known, metric, unit, path))))
     if sources.references:
-        reading = (
-            "Score on the test tasks against environment steps taken on each of them: what learning anew costs. The dotted line"
-            " is the adapted policy's; where a curve crosses it, that reference has caught up. An oracle observes the task and"
-            " does not learn on it. All curves are of the same tasks, which may be fewer than those above."
-        )
-        result = sources.references
-        found.append(
-            Picture("References from libraries", reading, parts.svg(lambda path: plots.references(result, path)))
-        )
+        found.append(sections.references(sources.references))
     return found
 
 
@@ -218,6 +210,8 @@ def _groups(curve: Mapping[str, Any]) -> list[Table]:
 
 
 def _compared(result: Mapping[str, Any] | None) -> list[Finding]:
+    if result is not None and shot_references.holds(result):
+        return shot_references.findings(result)
     return [] if result is None else [Finding(sentence) for sentence in references.sentences(result)]
 
 
@@ -225,12 +219,10 @@ def _references(sources: Sources, config: RunConfig) -> list[Table]:
     """Return the scores of references; where there are none, what makes them, if the run can have any."""
     title, result = "References from libraries, in numbers", sources.references
     if result is None:
-        command = references.command(next(iter(sources.runs.values())), config)
-        return (
-            [Table("References from libraries", f"Not trained yet. This command does it: {command}", [], [])]
-            if command
-            else []
-        )
+        command = references.command(next(iter(sources.runs.values())), config, sources.curve)
+        return [Table("References", f"Not made yet. This command does it: {command}", [], [])] if command else []
+    if shot_references.holds(result):
+        return [sections.shots_compared(result)]
     rows = []
     curves = {f"{result['run']} ({result['algorithm']})": result["meta_learner"], **result["references"]}
     for name, curve in curves.items():

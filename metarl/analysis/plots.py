@@ -224,6 +224,44 @@ def references(result: Mapping[str, Any], path: pathlib.Path) -> None:
     _save(axes, path, f"{result['family']}: {len(result['tasks'])} {result['split']} tasks")
 
 
+def shot_references(result: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw ``references.json`` of labelled shots: the adaptation curve with a level for each reference, and paired differences.
+
+    Args:
+        result: what ``references.json`` holds.
+        path: PNG or SVG to write.
+    """
+    ours, others, (left, right) = result["meta_learner"], result["references"], _axes(2)
+    counts, styles = ours["updates"], _styles()
+    colour, marker = next(styles)
+    label = f"{result['run']} ({result['algorithm']})"
+    label = f" {label}" if label.startswith("_") else label  # matplotlib leaves these out of a legend
+    bars: dict[str, Any] = {"capsize": 3, "elinewidth": 1, "markersize": 5}
+    around = _around(ours["mean"], ours["ci95"])
+    left.errorbar(
+        range(len(counts)), ours["mean"], around, label=label, color=colour, marker=marker, linewidth=2.2, **bars
+    )
+    for index, ((name, one), (colour, marker)) in enumerate(zip(others.items(), styles, strict=False)):
+        named: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "--", **bars}
+        left.axhline(one["mean"], color=colour, linestyle="--", linewidth=1.2)
+        at = [len(counts) - 0.7 + 0.2 * index]
+        left.errorbar(at, [one["mean"]], _around([one["mean"]], [one["ci95"]]), label=name, **named)
+        mean, interval = one["difference"]["mean"], one["difference"]["ci95"]
+        right.errorbar([mean], [-index], xerr=_around([mean], [interval]), **named)
+    left.set_xlabel("inner updates")
+    left.set_xticks(range(len(counts)), [str(count) for count in counts])
+    left.set_xlim(-0.4, len(counts) - 0.5 + 0.2 * len(others))
+    shown = f", {result['protocol']}" if result["protocol"] else ""
+    left.set_ylabel(_labelled(result["metric"], result["unit"]) + shown)
+    left.set_title("mean and 95 % interval over tasks", fontsize=10)
+    right.axvline(0.0, color="#888888", linestyle=":", linewidth=1)
+    right.set_yticks([-index for index in range(len(others))], list(others))
+    right.set_ylim(0.5 - len(others), 0.5)
+    right.set_xlabel(f"{result['metric']} after the last update minus the reference's")
+    right.set_title("paired by task", fontsize=10)
+    _save([left, right], path, f"{result['family']}: {len(result['tasks'])} {result['split']} tasks")
+
+
 def _axes(count: int) -> list[Axes]:
     figure = Figure(figsize=(5.5 * count, 4.4), layout="constrained")
     return list(figure.subplots(1, count, squeeze=False).flat)

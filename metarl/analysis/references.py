@@ -1,5 +1,6 @@
 """References against a meta-learner at equal environment steps on the test task: when scored, kept, summarised, written.
 
+Those of labelled shots (:mod:`metarl.analysis.shot_references`) are written to the same files.
 Shapes: S seeds, M test tasks, P rungs, which are numbers of environment steps on the test task.
 """
 
@@ -18,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarl.analysis import plots, statistics
+from metarl.analysis import plots, shot_references, statistics
 from metarl.analysis.methods import METHODS
 from metarl.analysis.report import writing
-from metarl.families import RLSpec, make
+from metarl.families import RLSpec, ShotSpec, make
 from metarl.run.config import RunConfig
 from metarl.run.disk import replace_file
 from metarl.settings import SettingsError
@@ -128,13 +129,22 @@ def summarise(cells: Sequence[Sequence[Mapping[str, Any]]], steps: Sequence[int]
     return told
 
 
-def command(run: pathlib.Path, config: RunConfig) -> str:
-    """Return the command that trains references for a run; empty where it can have none."""
+def command(run: pathlib.Path, config: RunConfig, curve: Mapping[str, Any] | None = None) -> str:
+    """Return the command that makes references for a run; empty where it can have none.
+
+    Args:
+        run: its directory.
+        config: its settings.
+        curve: what its ``curve.json`` holds; references of labelled shots are then made for the same evaluation.
+    """
     settings = config.env_settings
     never = settings.get("oracle") and not config.run.inner_steps
     with contextlib.suppress(SettingsError):  # of a family that is not installed
-        if not never and isinstance(make(config.env, **settings).spec, RLSpec):
-            return shlex.join(["python", "-m", "metarl.references", f"run={run}"])
+        spec, words = make(config.env, **settings).spec, ["python", "-m", "metarl.references", f"run={run}"]
+        if not never and isinstance(spec, RLSpec):
+            return shlex.join(words)
+        if isinstance(spec, ShotSpec) and not shot_references.refusal(config.env, spec):
+            return shlex.join([*words, *shot_references.like(curve)])
     return ""
 
 
@@ -168,12 +178,13 @@ def write(result: Mapping[str, Any], out: pathlib.Path) -> None:
     Raises:
         SettingsError: if it cannot be written.
     """
+    of_shots = shot_references.holds(result)
     with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".tmp-") as name:
         fresh = pathlib.Path(name)
         (fresh / RESULT).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         with (fresh / TABLE).open("w", newline="", encoding="utf-8") as table:
-            csv.writer(table).writerows(_rows(result))
-        plots.references(result, fresh / PICTURE)
+            csv.writer(table).writerows((shot_references.rows if of_shots else _rows)(result))
+        (plots.shot_references if of_shots else plots.references)(result, fresh / PICTURE)
         for file in (TABLE, PICTURE, RESULT):  # the one that is looked for comes last
             (fresh / file).replace(out / file)
 

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from metarl.analysis import parts, plots
+from metarl.analysis import parts, plots, shot_references
 from metarl.analysis.film import Strip
 from metarl.analysis.parts import Picture, Table
 
@@ -30,6 +30,47 @@ def film(strip: Strip | None) -> list[Picture]:
         return []
     data = base64.b64encode(strip.png).decode("ascii")
     return [Picture("One task before and after adapting", strip.text, data, "png")]
+
+
+def references(result: Mapping[str, Any]) -> Picture:
+    """Return the picture of ``references.json``."""
+    if shot_references.holds(result):
+        reading = (
+            f"The run after each inner update, and levels of what adapts nothing, by the same {len(result['tasks'])} tasks, support"
+            " and query sets. On the right what the run has after its last update beyond each: an interval above 0 says that it is"
+            " better, one across 0 that these tasks cannot tell. What it has beyond nearest pixels is what a trained network is"
+            " worth; beyond prototypes, which use its features as they are before adapting, what adapting is worth."
+        )
+        return Picture(
+            "References that do not adapt", reading, parts.svg(lambda path: plots.shot_references(result, path))
+        )
+    reading = (
+        "Score on the test tasks against environment steps taken on each of them: what learning anew costs. The dotted line"
+        " is the adapted policy's; where a curve crosses it, that reference has caught up. An oracle observes the task and"
+        " does not learn on it. All curves are of the same tasks, which may be fewer than those above."
+    )
+    return Picture("References from libraries", reading, parts.svg(lambda path: plots.references(result, path)))
+
+
+def shots_compared(result: Mapping[str, Any]) -> Table:
+    """Return the numbers of ``references.json`` of labelled shots."""
+
+    def shown(one: Mapping[str, Any]) -> str:
+        return f"{one['mean']:.4g} [{one['ci95'][0]:.4g}, {one['ci95'][1]:.4g}]"
+
+    ours, rows = result["meta_learner"], []
+    for point, updates in enumerate(ours["updates"]):
+        own = {"mean": ours["mean"][point], "ci95": ours["ci95"][point]}
+        rows.append([f"{result['run']} ({result['algorithm']})", f"after {updates} inner updates", shown(own), ""])
+    rows += [[name, one["about"], shown(one), shown(one["difference"])] for name, one in result["references"].items()]
+    protocol = f", {result['protocol']}" if result["protocol"] else ""
+    reading = (
+        f"Means and Student's 95 % intervals over {len(result['tasks'])} {result['split']} tasks{protocol}; differences are of the"
+        " same task. Nearest pixels look at every query by itself. What adapting the last layer alone gives is in the diagnosis"
+        " (head)."
+    )
+    head = ["", "what it is", result["metric"], "the run's after its last update minus this"]
+    return Table("References that do not adapt, in numbers", reading, head, rows)
 
 
 def along(curve: Mapping[str, Any] | None) -> list[Table]:
