@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from metarl.core.params import Params
-from metarl.nets.batch_norm import batch_norm
 
 NORMALIZATIONS = ("transductive", "support", "task", "group", "none")
 EPS = 1e-5
@@ -68,7 +67,7 @@ def normalized(kind: str, x: Tensor, params: Params, reference: int) -> Tensor:
     elif kind == "support" and reference < len(x):
         variance, mean = _moments(x[:reference], (0, 2, 3))
     else:  # one fused operation, with second derivatives of its own
-        return batch_norm(x, gamma, beta, EPS)
+        return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
     return _affine((x - mean) * torch.rsqrt(variance + EPS), gamma, beta)
 
 
