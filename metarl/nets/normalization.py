@@ -71,6 +71,21 @@ def normalized(kind: str, x: Tensor, params: Params, reference: int) -> Tensor:
     return _affine((x - mean) * torch.rsqrt(variance + EPS), gamma, beta)
 
 
+def normalized_by_task(x: Tensor, params: Params, tasks: int) -> Tensor:
+    """Normalise maps (M*N, C, H, W), channels last in memory, by their task's own statistics (``transductive``).
+
+    Args:
+        x: the maps, task after task.
+        params: gamma and beta (1, C), which all tasks share.
+        tasks: M.
+    """
+    rows = x.permute(0, 2, 3, 1).reshape(tasks, -1, x.shape[1])  # (M, N*H*W, C), a view
+    rows = rows - rows.mean(1, keepdim=True)
+    variance = torch.linalg.vecdot(rows, rows, dim=1).unsqueeze(1) / rows.shape[1]
+    rows = torch.addcmul(params["beta"], rows, torch.rsqrt(variance + EPS) * params["gamma"])
+    return rows.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
 def _by_groups(x: Tensor, channels: int) -> Tensor:
     """Normalise every example by its own statistics over groups of channels (Wu and He, 2018, arXiv:1803.08494)."""
     alone = x.reshape(-1, channels, *x.shape[2:])  # examples of tasks become a batch: nothing is shared

@@ -5,8 +5,11 @@ Shapes: M tasks, N examples, S support examples. All in float64, so that only mi
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch.nn import functional
 
 from metarl.nets import Conv4, Normalized
 from metarl.nets.normalization import NORMALIZATIONS
@@ -44,6 +47,43 @@ def test_outputs_are_those_of_torchs_layers_task_by_task(kind, down, tasks):
     found = net.relative(params, query, support) if net.refers else net(params, query)
     torch.testing.assert_close(found, wanted_query, rtol=1e-9, atol=1e-9)
     assert wanted_query.std() > 0.05, "nothing to compare"
+
+
+@pytest.mark.parametrize(("kind", "down"), KINDS)
+@pytest.mark.parametrize(("channels", "tasks"), [(1, 1), (3, 1), (1, 3)])
+def test_channels_last_changes_nothing_but_the_order_in_memory(kind, down, channels, tasks):
+    """Catches maps read in the wrong order, statistics of the wrong task, and derivatives of either; tasks share their filters."""
+    net = Conv4((channels, 17, 18), 3, 16, down, kind)
+    other = dataclasses.replace(net, channels_last=True)
+    params = _params(net, tasks=1)
+    images, reference = _images(net, tasks, 4), _images(net, tasks, 5, seed=2) if net.refers else None
+    expected, got = (one.body(params, images, reference) for one in (net, other))
+    torch.testing.assert_close(got, expected)
+
+    leaves = [v.requires_grad_() for n, v in params.items() if not n.startswith("head") and not n.endswith("mix")]
+
+    def derivatives(one):
+        first = torch.autograd.grad(one.body(params, images, reference).square().sum(), leaves, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
+
+    torch.testing.assert_close(derivatives(other), derivatives(net))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_channels_last_reaches_every_convolution(channels, tasks, monkeypatch):
+    """Catches an order that is lost at the first layer, whose images of one channel have both orders at once."""
+    seen, convolve = [], functional.conv2d
+
+    def watched(*args, **kwargs):
+        maps = convolve(*args, **kwargs)
+        seen.append(maps.stride(1) == 1)
+        return maps
+
+    monkeypatch.setattr("metarl.nets.conv.functional.conv2d", watched)
+    net = Conv4((channels, 32, 32), 3, 8, channels_last=True)
+    net.body(_params(net, tasks=1), _images(net, tasks, 4), None)
+    assert seen == [True] * net.blocks
 
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
