@@ -1,6 +1,7 @@
 """One page about runs: ``python -m metarl.report runs/a runs/b`` writes a single HTML file that needs no network.
 
-It shows what ``metarl.evaluate``, ``metarl.diagnose`` and ``metarl.references`` have written; ``make=true`` calls the first two.
+It shows what ``metarl.evaluate``, ``metarl.diagnose`` and ``metarl.references`` have written. ``make=true`` calls the first two
+before, and with ``references=TASKS`` the third.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import metarl.run.arguments as arguments
-from metarl import diagnose, evaluate
+from metarl import diagnose, evaluate, references
+from metarl.analysis.methods import METHODS, SHOT_METHODS
 from metarl.run.command import guarded, say
 from metarl.run.values import write_paths
 from metarl.settings import SettingsError, setting
+
+_OF_REFERENCES = ("methods", "seeds", "multiples", "pretrain")
+_OF_MAKE = ("tasks", "steps", "best", "retrain", "references", *_OF_REFERENCES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,15 @@ class ReportSettings:
     best: float | None = setting(None, "a return that none exceeds, for the risk of make=true")
     retrain: int | None = setting(
         None, "leave every task of a finite set out once, too, by trainings of so many meta-updates (make=true)", low=1
+    )
+    references: int | None = setting(
+        None, "make references of the first run on so many of the tasks, too (make=true); null: none", low=1
+    )
+    methods: tuple[str, ...] = setting((), "which references; empty: all that fit", choices=(*METHODS, *SHOT_METHODS))
+    seeds: int | None = setting(None, "trainings of every reference (RL); null takes metarl.references' own", low=1)
+    multiples: tuple[int, ...] = setting((), "multiples of steps that references take (RL); empty: likewise", low=2)
+    pretrain: int | None = setting(
+        None, "environment steps of references on training tasks (RL); null: likewise", low=2
     )
 
 
@@ -55,12 +69,18 @@ def _main(argv: list[str]) -> int:
         raise SettingsError("runs are missing: name run directories, python -m metarl.report runs/NAME")
     from metarl.run.directory import EVALUATION, read_config
 
+    idle = [f"{name}=" for name in _OF_MAKE if name in given and not settings.make]
+    idle += [f"{name}=" for name in _OF_REFERENCES if name in given and settings.make and not settings.references]
+    if idle:
+        needed = "make=true references=TASKS" if settings.make else "make=true"
+        raise SettingsError(f"{', '.join(idle)} without {needed} would have no effect; add it, or leave this out")
     paths = [pathlib.Path(path) for path in settings.runs]
     for path in paths:
         read_config(path)
     if settings.make:
         _make(settings, paths)
-    from metarl.analysis import published, references
+    from metarl.analysis import published
+    from metarl.analysis import references as made
     from metarl.analysis.film import of_run
     from metarl.analysis.page import Sources, render
     from metarl.run.disk import replace_file
@@ -71,7 +91,7 @@ def _main(argv: list[str]) -> int:
     curve = None if found_curve is None else published.beside(found_curve)
     found = {name: _read(path / EVALUATION / "diagnostics.json") for name, path in names.items()}
     diagnoses = {name: diagnosis for name, diagnosis in found.items() if diagnosis is not None}
-    trained = _read(paths[0] / EVALUATION / references.RESULT)
+    trained = _read(paths[0] / EVALUATION / made.RESULT)
     beyond = _read(paths[0] / EVALUATION / "bands.json")
     strip = of_run(paths[0], curve, next(iter(names))) if settings.film else None
     page = render(Sources(names, curve, diagnoses, references=trained, bands=beyond, film=strip), diagnose.TEXTS)
@@ -81,15 +101,15 @@ def _main(argv: list[str]) -> int:
         raise SettingsError(
             f"to={settings.to} cannot be written: {error.strerror or error}; name another place"
         ) from error
-    missing = "" if trained else references.command(paths[0], read_config(paths[0]), curve)
-    if missing:
+    missing = made.command(paths[0], read_config(paths[0]), curve)
+    if missing and not trained:
         say(f"no references yet; this command makes them: {missing}")
     say(f"written: {os.fsencode(settings.to).decode('utf-8', 'backslashreplace')}")
     return 0
 
 
 def _make(settings: ReportSettings, paths: Sequence[pathlib.Path]) -> None:
-    """Evaluate all runs and diagnose the first; what fails has said why."""
+    """Evaluate all runs, diagnose the first, and make its references; what fails has said why."""
     others = [str(path) for path in paths[1:]]
     words = [
         f"run={paths[0]}",
@@ -98,10 +118,17 @@ def _make(settings: ReportSettings, paths: Sequence[pathlib.Path]) -> None:
         f"steps={settings.steps}",
     ]
     more = [f"{key}={value}" for key in ("best", "retrain") if (value := getattr(settings, key)) is not None]
-    for command, given in (
+    commands = [
         (evaluate.main, [*words, "tune=true"]),
         (diagnose.main, [f"run={paths[0]}", *more, f"tasks={settings.tasks}"]),
-    ):
+    ]
+    if settings.references:
+        asked = [f"run={paths[0]}", f"tasks={settings.references}", f"steps={settings.steps}", "tune=true"]
+        asked += [f"{key}={value}" for key in ("seeds", "pretrain") if (value := getattr(settings, key)) is not None]
+        lists = {key: ",".join(map(str, getattr(settings, key))) for key in ("methods", "multiples")}
+        asked += [f"{key}=[{text}]" for key, text in lists.items() if text]
+        commands.append((references.main, asked))
+    for command, given in commands:
         if command(given):
             raise SettingsError(
                 "make=true: the command above failed; call it by itself, and the report without make=true"

@@ -49,7 +49,7 @@ LAYERS |= {
     "train": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "evaluate": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
     "diagnose": ({*_BELOW, "learner", "run", "analysis"}, _RUN),
-    "report": ({*_BELOW, "learner", "run", "analysis", "evaluate", "diagnose"}, _RUN),
+    "report": ({*_BELOW, "learner", "run", "analysis", "evaluate", "diagnose", "references"}, _RUN),
     "references": ({*_BELOW, "learner", "run", "analysis", "evaluate", "integrations"}, _RUN),
 }
 LAYERS["metarl"] = (set(LAYERS) - {"envs"}, set())

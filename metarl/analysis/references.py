@@ -135,14 +135,14 @@ def command(run: pathlib.Path, config: RunConfig, curve: Mapping[str, Any] | Non
     Args:
         run: its directory.
         config: its settings.
-        curve: what its ``curve.json`` holds; references of labelled shots are then made for the same evaluation.
+        curve: what its ``curve.json`` holds; references are then made for the same updates.
     """
     settings = config.env_settings
     never = settings.get("oracle") and not config.run.inner_steps
     with contextlib.suppress(SettingsError):  # of a family that is not installed
         spec, words = make(config.env, **settings).spec, ["python", "-m", "metarl.references", f"run={run}"]
         if not never and isinstance(spec, RLSpec):
-            return shlex.join(words)
+            return shlex.join([*words, *shot_references.like(curve, ("steps", "episodes", "checkpoint", "seed"))])
         if isinstance(spec, ShotSpec) and not shot_references.refusal(config.env, spec):
             return shlex.join([*words, *shot_references.like(curve)])
     return ""

@@ -131,16 +131,17 @@ def rows(result: Mapping[str, Any]) -> list[list[Any]]:
     return table
 
 
-def like(curve: Mapping[str, Any] | None) -> list[str]:
+def like(curve: Mapping[str, Any] | None, names: Sequence[str] = ("tasks", "steps", "checkpoint", "seed")) -> list[str]:
     """Return the settings, as words, that make references for the tasks and updates of an evaluation.
 
     Args:
         curve: what ``curve.json`` holds; None gives no words.
+        names: of settings that both have, beside the step sizes.
     """
     settings = curve["settings"] if curve else {}
     if settings.get("split") != "test":
         return []
-    words = {name: settings.get(name) for name in ("tasks", "steps", "checkpoint", "seed")}
+    words = {name: settings.get(name) for name in names}
     words["inner_lr"] = f"[{','.join(map(str, settings['inner_lr']))}]" if settings.get("inner_lr") else None
     words["tune"] = "true" if settings.get("tune") else None
     return [f"{name}={value}" for name, value in words.items() if value and value != "last"]

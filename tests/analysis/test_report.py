@@ -207,6 +207,8 @@ def test_everything_by_one_command(copied, reported):
         (["{maml}", "to={maml}/no/such"], "cannot be written"),
         (["{maml}", "mkae=true"], "Did you mean 'make'?"),
         (["{maml}", "{maml}"], "named twice"),
+        (["{maml}", "references=2"], "references= without make=true would have no effect"),
+        (["{maml}", "make=true", "seeds=2"], "seeds= without make=true references=TASKS would have no effect"),
     ],
 )
 def test_what_is_wrong_is_one_line(runs, tmp_path, monkeypatch, capsys, words, said):

@@ -221,6 +221,22 @@ def test_the_report_shows_them(run, tmp_path, capsys):
     assert capsys.readouterr().out.count(f"makes them: {made}\n") == 1
 
 
+def test_the_report_makes_them(run, tmp_path, capsys):
+    """References of other tasks, updates or step sizes than those of the evaluation that the same command makes."""
+    own, page = tmp_path / "own", tmp_path / "r.html"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("evaluation"))
+    words = [f"to={page}", "film=false", "make=true", f"tasks={TASKS}", "steps=2"]
+    assert report.main([str(own), *words, f"references={TASKS}"]) == 0
+    result, curve = _result(own), json.loads((own / "evaluation" / "curve.json").read_text())
+    assert result["tasks"] == curve["tasks"]
+    ours = curve["runs"][next(iter(curve["runs"]))]
+    assert result["meta_learner"]["values"] == ours["values"]
+    assert "Not made yet" not in page.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert report.main([str(own), *words, f"references={TASKS}", "seeds=2"]) == 2  # nothing is trained here
+    assert "seeds= has no effect here" in capsys.readouterr().err
+
+
 def test_the_command_is_for_the_evaluation_that_is_shown():
     """References of other step sizes, parameters or seeds than those of the curve beside them."""
     settings = {"split": "test", "tasks": 7, "steps": 2, "checkpoint": "best", "seed": 3, "inner_lr": [0.1, 0.05]}
