@@ -110,6 +110,13 @@ class Domain(Protocol):
         """
         ...
 
+    def fixed(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Sample, Sample] | None:
+        """Gather the support set of all inner steps and the query set, with the scores of ``params`` (M, ...) on the latter.
+
+        None where what is gathered depends on who asks, as rollouts do.
+        """
+        ...
+
     def given(self, statistics: Statistics) -> Domain:
         """Return the same domain with these statistics, which it uses and never changes."""
         ...

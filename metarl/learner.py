@@ -190,7 +190,7 @@ class MetaLearner:
         seed = (state.seed, TRAIN, state.iteration)
         tasks = self.domain.sample_tasks(self.meta_batch_size, "train", seed)
         present = self.at(state)
-        trail = present.explore(state.meta, tasks, seed, self.inner_steps)
+        trail, judged = present._data(state.meta, tasks, seed)
         objective = Objective(
             rule=self.inner,
             supports=[sample.data for sample in trail.supports],
@@ -202,11 +202,15 @@ class MetaLearner:
             once=self._once(state.meta),
         )
         objective = self.schedule.at(objective, state.iteration)
-        meta, outer, metrics = self.outer.step(state.meta, objective, state.outer)
+        meta, outer, metrics, scores = self.outer.step(state.meta, objective, state.outer)
         samples = [*trail.supports, trail.query]
         env_steps = state.env_steps + sum(sample.env_steps for sample in samples)
         metric = self.domain.metric
         before, after = _before_and_after(samples)
+        if not judged:
+            after = (
+                torch.tensor(scores) if scores else self.explore(state.meta, tasks, seed, self.inner_steps).query.scores
+            )
         metrics = {
             "iteration": state.iteration,
             "env_steps": env_steps,
@@ -222,10 +226,21 @@ class MetaLearner:
         statistics = present.domain.learned(samples)
         return MetaState(meta, outer, state.iteration + 1, env_steps, state.seed, statistics), metrics
 
+    def _data(self, meta: Params, tasks: Tasks, seed: Seed) -> tuple[Trail, bool]:
+        """Gather an iteration's data, and tell whether the query set's scores are those after adapting.
+
+        Where data are the same whoever asks, nobody adapts to gather them: the outer rule does so anyway, and tells the scores.
+        A rule that needs the predictions of the adapted parameters beside the data goes the long way.
+        """
+        fixed = None if self.outer.needs_geometry else self.domain.fixed(self.start(meta, len(tasks)), tasks, seed)
+        if fixed is None:
+            return self.explore(meta, tasks, seed, self.inner_steps), True
+        return Trail([fixed[0]] * self.inner_steps, fixed[1], meta, 0.0), False
+
     def explore(self, meta: Params, tasks: Tasks, seed: Seed, steps: int) -> Trail:
         """Collect, adapt, collect, ...: fresh data of every task before each inner step and after the last.
 
-        Training differentiates through this, evaluation reads its scores: there is no other way to adapt.
+        Training differentiates through this where data are rollouts, evaluation reads its scores.
         """
         params, adapt = self.start(meta, len(tasks)), self.adaptation(meta)
         supports: list[Sample] = []

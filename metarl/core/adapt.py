@@ -49,10 +49,17 @@ class Data(Protocol):
 
 
 class Terms(NamedTuple):
-    """What the query set says of each task's adapted parameters: loss (M,) and, for distributions, KL(old||new) (M,)."""
+    """What the query set says of each task's adapted parameters.
+
+    Attributes:
+        loss: (M,).
+        kl: KL(old||new) (M,) of distributions.
+        scores: (M,) in the domain's metric, where the evaluation of the loss tells them as well.
+    """
 
     loss: Tensor
     kl: Tensor | None
+    scores: Tensor | None = None
 
 
 class Query(Protocol):
@@ -118,10 +125,17 @@ class Once(Protocol):
 
 
 class Outcome(NamedTuple):
-    """The meta-objective at one point: mean loss over tasks and mean KL (0 where there is no distribution)."""
+    """The meta-objective at one point.
+
+    Attributes:
+        loss: mean over tasks.
+        kl: likewise; 0 where there is no distribution.
+        scores: of every task, where the loss tells them.
+    """
 
     loss: float
     kl: float
+    scores: tuple[float, ...] = ()
 
 
 def adapt(rule: InnerRule[Any], params: Params, supports: Sequence[Any]) -> Params:
@@ -171,31 +185,24 @@ class Objective:
             gradients = torch.autograd.grad(
                 terms.loss.sum(), list(theta.values()), allow_unused=True, materialize_grads=True
             )
-            return Terms(terms.loss.detach(), None if terms.kl is None else terms.kl.detach()), dict(
-                zip(theta, gradients, strict=True)
-            )
+            kl = None if terms.kl is None else terms.kl.detach()
+            return terms._replace(loss=terms.loss.detach(), kl=kl), dict(zip(theta, gradients, strict=True))
 
-        terms: list[Terms] = []
+        return self._summed(part)
 
-        def gradients() -> Generator[Params, None, None]:
-            with contextlib.closing(self.workers.each(part, self._chunks())) as parts:
-                for one, gradient in parts:
-                    terms.append(one)
-                    yield gradient
+    def adapted(self, meta: Params) -> tuple[Outcome, Params]:
+        """Evaluate together with the mean over tasks of the adapted parameters, in the shapes of ``meta``.
 
-        average = self._average(gradients())
-        return self._mean(terms), average
+        For rules without a meta-gradient; the path plays no part.
+        """
 
-    def adapted(self, meta: Params) -> Params:
-        """Return the mean over tasks of the adapted parameters, in the shapes of ``meta``; for rules without a meta-gradient."""
-
-        def part(tasks: slice) -> Params:
+        def part(tasks: slice) -> tuple[Terms, Params]:
             theta = detach(meta)
             *supports, query = self._ready(theta, [data.rows(tasks) for data in (*self.supports, self.query)])
-            final = adapt(self.rule, self._expanded(theta, query.num_tasks), supports)
-            return {name: value.sum(0) for name, value in final.items()}
+            final = detach(adapt(self.rule, self._expanded(theta, query.num_tasks), supports))
+            return self.loss(final, query), {name: value.sum(0) for name, value in final.items()}
 
-        return self._average(self.workers.each(part, self._chunks()))
+        return self._summed(part)
 
     def fisher(self, meta: Params, fraction: float = 1.0) -> Callable[[Params], Params]:
         r"""Return v -> mean over tasks of $J_i^T F_i J_i v$, the Hessian of the mean KL(old||new) at ``meta``.
@@ -260,11 +267,27 @@ class Objective:
         """Return support sets and query set with what is computed once."""
         return data if self.once is None else self.once(meta, data)
 
+    def _summed(self, part: Callable[[slice], tuple[Terms, Params]]) -> tuple[Outcome, Params]:
+        """Average what the chunks return, and keep no more than one sum of their parameters."""
+        terms: list[Terms] = []
+
+        def summands() -> Generator[Params, None, None]:
+            with contextlib.closing(self.workers.each(part, self._chunks())) as parts:
+                for one, summand in parts:
+                    terms.append(one)
+                    yield summand
+
+        average = self._average(summands())
+        return self._mean(terms), average
+
     def _mean(self, parts: list[Terms]) -> Outcome:
         """Average over all tasks: with :meth:`_average`, the only places where tasks meet."""
         loss = torch.cat([part.loss for part in parts]).mean().item()
         kl = [part.kl for part in parts if part.kl is not None]
-        return Outcome(loss, torch.cat(kl).mean().item() if kl else 0.0)
+        scores = [part.scores for part in parts if part.scores is not None]
+        return Outcome(
+            loss, torch.cat(kl).mean().item() if kl else 0.0, tuple(torch.cat(scores).tolist()) if scores else ()
+        )
 
     def _average(self, parts: Generator[Params, None, None]) -> Params:
         """Add the chunks' sums in the order of the chunks, as they come, and divide by the number of tasks."""

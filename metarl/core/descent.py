@@ -64,7 +64,7 @@ class Adam:
         metrics = {"loss": before.loss, "gradient_norm": float(ravel(gradient).norm())}
         meta, state = self.moved(meta, gradient, state)
         state, counters = rejections(state, False, "")
-        return Update(meta, state, metrics | counters | clock.laps)
+        return Update(meta, state, metrics | counters | clock.laps, before.scores)
 
     def moved(self, meta: Params, gradient: Params, state: State) -> tuple[Params, State]:
         """Return parameters and state after one step along a finite gradient."""
@@ -210,7 +210,7 @@ class SGD:
         state, counters = rejections(state, False, "")
         metrics = {"loss": before.loss, "gradient_norm": float(ravel(gradient).norm())}
         stepped = {name: value - self.lr * gradient[name] for name, value in meta.items()}
-        return Update(stepped, state, metrics | counters | clock.laps)
+        return Update(stepped, state, metrics | counters | clock.laps, before.scores)
 
 
 @dataclass(frozen=True)
@@ -242,15 +242,17 @@ class Reptile:
     def step(self, meta: Params, objective: Objective, state: State) -> Update:
         """Take one step."""
         clock = Clock()
-        adapted, before = objective.adapted(meta), objective.value(meta)
+        before, adapted = objective.adapted(meta)
         clock.lap("seconds_meta_gradient")
         way = {name: adapted[name] - value for name, value in meta.items()}
         if not is_finite(way):
             state, counters = rejections(state, True, "the adapted parameters are not finite")
-            return Update(meta, state, {"loss": before.loss, "step_norm": 0.0} | counters | clock.laps)
+            metrics = {"loss": before.loss, "step_norm": 0.0}
+            return Update(meta, state, metrics | counters | clock.laps, before.scores)
         state, counters = rejections(state, False, "")
         done = float(state["steps"])
         lr = self.lr * max(0.0, 1 - done / self.decay_steps) if self.decay_steps else self.lr
         metrics = {"loss": before.loss, "step_norm": lr * float(ravel(way).norm())}
         stepped = {name: value + lr * way[name] for name, value in meta.items()}
-        return Update(stepped, {**state, "steps": torch.tensor(done + 1)}, metrics | counters | clock.laps)
+        state = {**state, "steps": torch.tensor(done + 1)}
+        return Update(stepped, state, metrics | counters | clock.laps, before.scores)

@@ -28,7 +28,8 @@ class OuterRule(Protocol):
     """``step(meta, objective, state) -> Update``; a rejected step returns the very same ``meta``.
 
     Attributes:
-        needs_geometry: whether the rule works only where predictions are a distribution.
+        needs_geometry: whether the rule works only where predictions are a distribution. A rule that does not need it may find
+            no KL in an :class:`Outcome`: what was predicted when the data were drawn is recorded for those that do.
         needs_ratio: whether it works only where the loss is made of likelihood ratios.
     """
 

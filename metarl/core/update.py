@@ -21,11 +21,19 @@ _WARN_AFTER = 5
 
 
 class Update(NamedTuple):
-    """What an outer rule returns."""
+    """What an outer rule returns.
+
+    Attributes:
+        meta: the parameters after the step.
+        state: of the rule.
+        metrics: what is worth logging.
+        scores: of every task after adapting, before the step, where the rule has evaluated them: ``Outcome.scores``.
+    """
 
     meta: Params
     state: State
     metrics: Metrics
+    scores: tuple[float, ...] = ()
 
 
 def rejections(state: State, rejected: bool, reason: str) -> tuple[State, Metrics]:
@@ -46,7 +54,7 @@ def no_rejections() -> State:
 def skip(meta: Params, state: State, before: Outcome, clock: Clock) -> Update:
     """Return the update that a gradient without finite values leads to: none."""
     state, counters = rejections(state, True, "the meta-gradient is not finite")
-    return Update(meta, state, {"loss": before.loss, "gradient_norm": math.nan} | counters | clock.laps)
+    return Update(meta, state, {"loss": before.loss, "gradient_norm": math.nan} | counters | clock.laps, before.scores)
 
 
 def refuse_other_predictions(kl: float, most: float) -> None:

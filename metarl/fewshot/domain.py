@@ -105,6 +105,15 @@ class ShotDomain:
             data, scores.cpu(), data.num_tasks * data.num_samples, {"seconds_sampling": time.perf_counter() - started}
         )
 
+    def fixed(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Sample, Sample]:
+        """Return the support and the query set that :meth:`collect` draws at every step; the scores of both are ``params``'."""
+        started = time.perf_counter()
+        support, query = self.draw(tasks, self.seeds(seed, len(tasks)))
+        scores = self.judge(params, query).scores.cpu()
+        count = [data.num_tasks * data.num_samples for data in (support, query)]
+        spent = {"seconds_sampling": time.perf_counter() - started}
+        return Sample(support, scores, count[0], {"seconds_sampling": 0.0}), Sample(query, scores, count[1], spent)
+
     def seeds(self, seed: Seed, num_tasks: int) -> np.ndarray:
         """Return what the examples of each task are drawn with, uint32 (M,): a function of ``seed`` and the task's place."""
         return np.array([families.stream(seed, task).generate_state(1)[0] for task in range(num_tasks)])

@@ -120,8 +120,9 @@ class SquaredError:
         return None
 
     def __call__(self, params: Params, query: ShotBatch) -> Terms:
-        """Return losses (M,) and no KL."""
-        return Terms(self.loss(params, query), None)
+        """Return losses (M,), no KL, and the losses as scores."""
+        loss = self.loss(params, query)
+        return Terms(loss, None, loss.detach())
 
     def loss(self, params: Params, batch: ShotBatch) -> Tensor:
         """Mean over examples and numbers, (M,)."""
@@ -159,14 +160,14 @@ class CrossEntropy:
         return None
 
     def __call__(self, params: Params, query: ShotBatch) -> Terms:
-        """Return losses (M,), and the mean over examples of KL(old||new) (M,), nats."""
-        log_probs = self._log_probs(params, query, last=True)
-        if query.predicted is None:
-            return Terms(_mean_loss(log_probs, query.targets), None)
+        """Return losses (M,), the mean over examples of KL(old||new) (M,), nats, and the scores of :meth:`judge` (M,)."""
+        log_probs, kl = self._log_probs(params, query, last=True), None
         with torch.no_grad():
-            old = query.predicted
-            kl = (old.exp() * (old - log_probs)).sum(-1).mean(1)
-        return Terms(_mean_loss(log_probs, query.targets), kl)
+            if query.predicted is not None:
+                old = query.predicted
+                kl = (old.exp() * (old - log_probs)).sum(-1).mean(1)
+            scores = _accuracy(log_probs, query.targets)
+        return Terms(_mean_loss(log_probs, query.targets), kl, scores)
 
     def loss(self, params: Params, batch: ShotBatch) -> Tensor:
         """Mean over examples, (M,), nats."""
@@ -178,9 +179,7 @@ class CrossEntropy:
         Where logits are not finite, so are the scores: an arbitrary class would be right once in C times.
         """
         log_probs = self._log_probs(params, batch, last=True)
-        right = (log_probs.argmax(-1) == batch.targets).to(log_probs.dtype).mean(1)
-        sound = torch.isfinite(log_probs).flatten(1).all(1)
-        return Judgement(torch.where(sound, right, torch.nan), log_probs)
+        return Judgement(_accuracy(log_probs, batch.targets), log_probs)
 
     def predict(self, params: Params, query: ShotBatch) -> tuple[Tensor, ...]:
         """Return the log-probabilities (M, N, C)."""
@@ -277,6 +276,11 @@ def _equal(one: ShotBatch, other: ShotBatch) -> bool:
 
 def _flat(net: Net, inputs: Tensor) -> Tensor:
     return inputs.flatten(2) if isinstance(net, Flat) else inputs
+
+
+def _accuracy(log_probs: Tensor, targets: Tensor) -> Tensor:
+    right = (log_probs.argmax(-1) == targets).to(log_probs.dtype).mean(1)
+    return torch.where(torch.isfinite(log_probs).flatten(1).all(1), right, torch.nan)
 
 
 def _mean_loss(log_probs: Tensor, targets: Tensor) -> Tensor:

@@ -100,8 +100,7 @@ class RLDomain:
             own = Normalizer(fresh, agents.mask_of_agent(self.family), device, columns)
             return dataclasses.replace(self, _normalizer=own)
         mask = sum(spec.choices.counts) if spec.choices is not None and spec.choices.masked else 0
-        # behind the mask an oracle's observation has the task
-        kept = slice(spec.observation_size - mask, spec.observation_size)
+        kept = slice(spec.observation_size - mask, spec.observation_size)  # behind it an oracle's has the task
         own = Normalizer(normalizer.unseen(self._observation_size), kept, device)
         return dataclasses.replace(self, _normalizer=own)
 
@@ -114,6 +113,10 @@ class RLDomain:
         if self._normalizer is None:
             return self
         return dataclasses.replace(self, _normalizer=dataclasses.replace(self._normalizer, statistics=statistics))
+
+    def fixed(self, params: Params, tasks: Tasks, seed: Seed) -> None:
+        """Rollouts depend on the policy."""
+        del params, tasks, seed
 
     def learned(self, samples: Sequence[Sample]) -> Statistics:
         """Return the statistics with those of the samples merged in."""

@@ -123,17 +123,14 @@ class Slope:
         return Outcome(0.0, 0.0), self.gradient_of
 
     def adapted(self, meta):
-        return {name: torch.ones_like(value) for name, value in meta.items()}
-
-    def value(self, meta):
-        return self.gradient(meta)[0]
+        return Outcome(0.0, 0.0), {name: torch.ones_like(value) for name, value in meta.items()}
 
 
 def walk(rule, meta, objective, steps):
     """Return the parameters after each step."""
     state, path = rule.init(meta), []
     for _ in range(steps):
-        meta, state, _ = rule.step(meta, objective, state)
+        meta, state, _, _ = rule.step(meta, objective, state)
         path.append(meta)
     return path
 

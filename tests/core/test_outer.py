@@ -76,7 +76,7 @@ def test_trpo_takes_the_natural_gradient_step_to_the_kl_bound(seed, damping):
     """x = -sqrt(2 max_kl / g'H^-1 g) H^-1 g, H damped; a lost 2, a lost damping or a wrong sign shows."""
     meta, problem, h, slope = _quadratic_problem(seed, damping)
     rule = TRPO(max_kl=0.03, cg_iterations=30, cg_damping=damping, fisher_fraction=0.25)
-    updated, _, metrics = rule.step(meta, problem, rule.init(meta))
+    updated, _, metrics, _ = rule.step(meta, problem, rule.init(meta))
     direction = torch.linalg.solve(h, slope)
     expected = -math.sqrt(2 * 0.03 / float(slope @ direction)) * direction
     torch.testing.assert_close(ravel(updated) - ravel(meta), expected, rtol=1e-4, atol=1e-6)
@@ -94,7 +94,7 @@ def test_trpo_shortens_a_step_beyond_the_bound_to_just_inside():
     inner = problem.kl
     problem.kl = lambda x: 10 * inner(x)
     rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0, line_search_shrink=0.5)
-    updated, _, metrics = rule.step(meta, problem, rule.init(meta))
+    updated, _, metrics, _ = rule.step(meta, problem, rule.init(meta))
     lengths = [float((x - ravel(meta)).norm()) for x in problem.candidates]
     assert lengths == pytest.approx([lengths[0], lengths[0] * math.sqrt(0.095)], rel=1e-4)
     assert metrics["line_search_steps"] == 2.0
@@ -110,7 +110,7 @@ def test_trpo_shortens_by_its_factor_where_the_loss_fails_inside_the_bound():
     limit = 0.3**2 * 0.5 * 0.02
     problem.loss = lambda x: slope @ (x - at) if problem.kl(x) <= limit else 1.0
     rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0, line_search_shrink=0.5)
-    _, _, metrics = rule.step(meta, problem, rule.init(meta))
+    _, _, metrics, _ = rule.step(meta, problem, rule.init(meta))
     lengths = [float((x - at).norm()) for x in problem.candidates]
     assert lengths[:3] == pytest.approx([lengths[0], lengths[0] / 2, lengths[0] / 4], rel=1e-6)
     assert metrics["kl"] == pytest.approx(0.5 * 0.02 / 16, rel=1e-4)
@@ -125,7 +125,7 @@ def test_trpo_lengthens_once_a_step_that_falls_short_of_the_bound(farther_is_bet
     if not farther_is_better:
         problem.loss = lambda x: slope @ (x - at) if inner(x) <= 0.021 else -1e-9
     rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0)
-    updated, _, metrics = rule.step(meta, problem, rule.init(meta))
+    updated, _, metrics, _ = rule.step(meta, problem, rule.init(meta))
     lengths = [float((x - at).norm()) for x in problem.candidates]
     assert lengths == pytest.approx([lengths[0], lengths[0] * math.sqrt(3.8)], rel=1e-4)
     assert metrics["line_search_steps"] == 2.0
@@ -140,12 +140,12 @@ def test_trpo_remembers_how_long_a_step_meets_the_bound():
     inner = problem.kl
     problem.kl = lambda x: 0.25 * inner(x)
     rule = TRPO(max_kl=0.02, cg_iterations=30, cg_damping=0.0)
-    _, state, first = rule.step(meta, problem, rule.init(meta))
-    updated, _, second = rule.step(meta, problem, state)
+    _, state, first, _ = rule.step(meta, problem, rule.init(meta))
+    updated, _, second, _ = rule.step(meta, problem, state)
     assert (first["line_search_steps"], second["line_search_steps"]) == (2.0, 1.0)
     assert second["kl"] == pytest.approx(0.95 * 0.02, rel=1e-4)
     assert second["step_norm"] == pytest.approx(float((ravel(updated) - ravel(meta)).norm()), rel=1e-6)
-    _, forgotten, _ = rule.step(*_broken("nan gradient"), state)
+    _, forgotten, _, _ = rule.step(*_broken("nan gradient"), state)
     assert float(forgotten["length"]) == 1.0
 
 
@@ -165,7 +165,7 @@ def test_trpo_never_accepts_more_kl_or_more_loss():
     """What is returned obeys both conditions or is the same object; the landscapes must have provoked both."""
     seen = set()
     for seed in range(40):
-        meta, problem, (updated, _, metrics) = _fuzzed(seed)
+        meta, problem, (updated, _, metrics, _) = _fuzzed(seed)
         seen.add(metrics["line_search_accepted"])
         if metrics["line_search_accepted"]:
             assert problem.loss(ravel(updated)) < problem.loss(ravel(meta))
@@ -188,7 +188,7 @@ def test_trpo_does_not_accept_an_equal_loss():
     meta, problem, _, _ = _quadratic_problem()
     problem.loss = lambda x: 0.0
     rule = TRPO(line_search_steps=3)
-    updated, _, metrics = rule.step(meta, problem, rule.init(meta))
+    updated, _, metrics, _ = rule.step(meta, problem, rule.init(meta))
     assert updated is meta
     assert len(problem.candidates) == 3
     assert metrics["rejected_updates"] == 1.0
@@ -247,7 +247,7 @@ def test_trpo_rejects_what_is_broken_and_keeps_every_bit(name):
     rule = TRPO()
     start = rule.init(meta)
     frozen = {n: v.clone() for n, v in start.items()}
-    updated, state, metrics = rule.step(meta, problem, start)
+    updated, state, metrics, _ = rule.step(meta, problem, start)
     assert updated is meta
     assert all(torch.equal(updated[n], bits[n]) for n in bits)
     assert all(torch.equal(start[n], frozen[n]) for n in frozen), "the state was written in place"
@@ -273,7 +273,7 @@ def test_a_nan_candidate_is_passed_over_and_a_later_sound_one_is_taken():
 
     problem.loss = blows_up_far_away
     rule = TRPO(line_search_shrink=0.8, cg_damping=0.0, cg_iterations=30)
-    updated, state, metrics = rule.step(meta, problem, rule.init(meta))
+    updated, state, metrics, _ = rule.step(meta, problem, rule.init(meta))
     assert metrics["line_search_steps"] == 3.0  # NaN, 0.8 of it (64 % of the bound), and that lengthened
     torch.testing.assert_close(ravel(updated) - at, math.sqrt(0.95) * (first[0] - at), rtol=1e-4, atol=0)
     assert int(state["rejected_total"]) == 0
@@ -288,14 +288,14 @@ def test_five_rejections_in_a_row_warn_and_a_success_starts_the_count_again(rule
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(4):
-            _, state, _ = rule.step(meta, broken, state)
-        _, state, metrics = rule.step(meta, sound, state)
+            _, state, _, _ = rule.step(meta, broken, state)
+        _, state, metrics, _ = rule.step(meta, sound, state)
         assert int(state["rejected_in_a_row"]) == 0
         assert metrics["rejected_updates"] == 4.0
         for _ in range(4):
-            _, state, _ = rule.step(meta, broken, state)
+            _, state, _, _ = rule.step(meta, broken, state)
     with pytest.warns(RuntimeWarning, match="last 5 meta-updates were rejected"):
-        _, state, metrics = rule.step(meta, broken, state)
+        _, state, metrics, _ = rule.step(meta, broken, state)
     assert metrics["rejected_updates"] == 9.0
 
 
@@ -314,7 +314,7 @@ def test_adam_is_torchs_adam_to_the_bit(dtype, options):
     ours, state = meta, rule.init(meta)
     for step in range(5):
         objective = Written(meta, lambda x: x.sum(), None, slope=lambda x, s=step: (x + s).sin())
-        ours, state, _ = rule.step(ours, objective, state)
+        ours, state, _, _ = rule.step(ours, objective, state)
         flat = ravel({n: v.detach() for n, v in theirs.items()})
         for value, gradient in zip(theirs.values(), unravel((flat + step).sin(), meta).values(), strict=True):
             value.grad = gradient.clone()
@@ -327,7 +327,7 @@ def test_sgd_is_one_step_down_the_gradient():
     meta = _meta(2)
     rule = SGD(lr=0.25)
     objective = Written(meta, lambda x: x.square().sum(), None, slope=lambda x: 2 * x)
-    updated, _, metrics = rule.step(meta, objective, rule.init(meta))
+    updated, _, metrics, _ = rule.step(meta, objective, rule.init(meta))
     torch.testing.assert_close(ravel(updated), 0.5 * ravel(meta), rtol=0, atol=0)
     assert metrics["gradient_norm"] == pytest.approx(2 * float(ravel(meta).norm()))
 
@@ -338,8 +338,8 @@ def test_a_rejected_step_touches_neither_parameters_nor_moments(rule, name):
     """A NaN that reaches Adam's moments stays there for ever."""
     meta, broken = _broken(name)
     _, sound, _, _ = _quadratic_problem()
-    meta, state, _ = rule.step(meta, sound, rule.init(meta))
-    updated, after, metrics = rule.step(meta, broken, state)
+    meta, state, _, _ = rule.step(meta, sound, rule.init(meta))
+    updated, after, metrics, _ = rule.step(meta, broken, state)
     assert updated is meta
     for key, value in state.items():
         if not key.startswith("rejected"):
