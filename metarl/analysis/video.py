@@ -146,8 +146,10 @@ def _refuse_unplayable(path: pathlib.Path) -> None:
 
 
 def captioned(frame: np.ndarray, text: str, size: int = 15) -> np.ndarray:
-    """Write into the upper left corner of a picture."""
+    """Write into the upper left corner of a picture, dark on a light ground: legible on any picture."""
     image = Image.fromarray(frame)
-    font = ImageFont.load_default(size=size)
-    ImageDraw.Draw(image).text((8, 6), text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=size)
+    left, top, right, bottom = draw.textbbox((8, 6), text, font=font)
+    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=(255, 255, 255))
+    draw.text((8, 6), text, fill=(0, 0, 0), font=font)
     return np.asarray(image)
