@@ -15,7 +15,7 @@ import importlib.util
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import metarl.run.arguments as arguments
@@ -90,10 +90,28 @@ def _main(argv: list[str]) -> int:
     if arguments.wants_help(argv):
         print(arguments.help_for(ReferenceSettings, "metarl.references"))
         return 0
-    words = [evaluate.listed(token) if "=" in token else f"run={token}" for token in argv]
-    words = [
-        f"{key}=[{text}]" if key in _LISTS and "[" not in text else f"{key}={text}" for key, text in map(_pair, words)
-    ]
+    settings, methods, references = checked(argv)
+    import torch
+
+    torch.set_num_threads(1)
+    return references(settings, methods, shlex.join(["python", "-m", "metarl.references", *argv]))
+
+
+class _Job(NamedTuple):
+    """What is asked for, the methods that fit, and what makes them."""
+
+    settings: ReferenceSettings
+    methods: list[str]
+    make: Callable[[ReferenceSettings, Sequence[str], str], int]
+
+
+def checked(argv: Sequence[str]) -> _Job:
+    """Read the arguments; refuse what cannot be made before anything heavy is loaded.
+
+    Raises:
+        SettingsError: for the first argument, run or method that is wrong.
+    """
+    words = [listed(evaluate.listed(token)) if "=" in token else f"run={token}" for token in argv]
     given = arguments.parse(words, ReferenceSettings, paths={"run"})
     settings = ReferenceSettings(**given)
     if not settings.run:
@@ -106,21 +124,17 @@ def _main(argv: list[str]) -> int:
     if settings.tune and settings.inner_lr:
         raise SettingsError("inner_lr= has no effect here: tune=true chooses the step sizes")
     spec = make(config.env, **config.env_settings).spec
-    if isinstance(spec, RLSpec):
-        methods, references = _fitting(settings, config, spec), _references
-    else:
-        methods, references = _classifiers(given, config, spec), _shot_references
     if evaluate.remembers(config):
         evaluate.refuse_updates(given)
-    import torch
+    if isinstance(spec, RLSpec):
+        return _Job(settings, _fitting(settings, config, spec), _references)
+    return _Job(settings, _classifiers(given, config, spec), _shot_references)
 
-    torch.set_num_threads(1)
-    return references(settings, methods, shlex.join(["python", "-m", "metarl.references", *argv]))
 
-
-def _pair(token: str) -> tuple[str, str]:
+def listed(token: str) -> str:
+    """``methods=ppo,sac`` means ``methods=[ppo,sac]``: it needs no brackets."""
     key, _, text = token.partition("=")
-    return key, text
+    return f"{key}=[{text}]" if key in _LISTS and "[" not in text else token
 
 
 def _classifiers(given: Mapping[str, Any], config: RunConfig, spec: ShotSpec) -> list[str]:

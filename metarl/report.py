@@ -62,7 +62,7 @@ def _main(argv: list[str]) -> int:
         print(arguments.help_for(ReportSettings, "metarl.report"))
         return 0
     alone = [token for token in argv if "=" not in token]
-    words = [token for token in argv if "=" in token]
+    words = [references.listed(token) for token in argv if "=" in token]
     given = arguments.parse(words, ReportSettings, paths={"to", "curve"}, path_lists={"runs"})
     settings = ReportSettings(**{**given, "runs": (*alone, *given.get("runs", ()))})
     if not settings.runs:
@@ -109,24 +109,33 @@ def _main(argv: list[str]) -> int:
 
 
 def _make(settings: ReportSettings, paths: Sequence[pathlib.Path]) -> None:
-    """Evaluate all runs, diagnose the first, and make its references; what fails has said why."""
+    """Evaluate all runs, diagnose the first, and make its references; what fails has said why.
+
+    A run that learns by memory has no inner updates, whose number or size could be told, and no diagnosis.
+    """
+    from metarl.run.directory import read_config
+
+    memory = [evaluate.remembers(read_config(path)) for path in paths]
+    updates, own_updates = (
+        [] if forgone else [f"steps={settings.steps}", "tune=true"] for forgone in (all(memory), memory[0])
+    )
     others = [str(path) for path in paths[1:]]
     words = [
         f"run={paths[0]}",
         *([f"compare={write_paths(others)}"] if others else []),
         f"tasks={settings.tasks}",
-        f"steps={settings.steps}",
+        *updates,
     ]
     more = [f"{key}={value}" for key in ("best", "retrain") if (value := getattr(settings, key)) is not None]
-    commands = [
-        (evaluate.main, [*words, "tune=true"]),
-        (diagnose.main, [f"run={paths[0]}", *more, f"tasks={settings.tasks}"]),
-    ]
+    commands = [(evaluate.main, words)]
+    if not memory[0]:
+        commands.append((diagnose.main, [f"run={paths[0]}", *more, f"tasks={settings.tasks}"]))
     if settings.references:
-        asked = [f"run={paths[0]}", f"tasks={settings.references}", f"steps={settings.steps}", "tune=true"]
+        asked = [f"run={paths[0]}", f"tasks={settings.references}", *own_updates]
         asked += [f"{key}={value}" for key in ("seeds", "pretrain") if (value := getattr(settings, key)) is not None]
         lists = {key: ",".join(map(str, getattr(settings, key))) for key in ("methods", "multiples")}
         asked += [f"{key}=[{text}]" for key, text in lists.items() if text]
+        references.checked(asked)  # before hours of the others
         commands.append((references.main, asked))
     for command, given in commands:
         if command(given):

@@ -142,7 +142,9 @@ def command(run: pathlib.Path, config: RunConfig, curve: Mapping[str, Any] | Non
     with contextlib.suppress(SettingsError):  # of a family that is not installed
         spec, words = make(config.env, **settings).spec, ["python", "-m", "metarl.references", f"run={run}"]
         if not never and isinstance(spec, RLSpec):
-            return shlex.join([*words, *shot_references.like(curve, ("steps", "episodes", "checkpoint", "seed"))])
+            memory = config.algo_settings.get("memory_size")  # which has no updates to name
+            like = shot_references.like(curve, ("episodes", "checkpoint", "seed"), updates=not memory)
+            return shlex.join([*words, *like])
         if isinstance(spec, ShotSpec) and not shot_references.refusal(config.env, spec):
             return shlex.join([*words, *shot_references.like(curve)])
     return ""

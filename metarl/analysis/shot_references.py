@@ -131,19 +131,26 @@ def rows(result: Mapping[str, Any]) -> list[list[Any]]:
     return table
 
 
-def like(curve: Mapping[str, Any] | None, names: Sequence[str] = ("tasks", "steps", "checkpoint", "seed")) -> list[str]:
+def like(
+    curve: Mapping[str, Any] | None,
+    names: Sequence[str] = ("tasks", "checkpoint", "seed"),
+    updates: bool = True,
+) -> list[str]:
     """Return the settings, as words, that make references for the tasks and updates of an evaluation.
 
     Args:
         curve: what ``curve.json`` holds; None gives no words.
-        names: of settings that both have, beside the step sizes.
+        names: of settings that both have, beside those of updates.
+        updates: whether the run has inner updates, whose number and step sizes are told.
     """
     settings = curve["settings"] if curve else {}
     if settings.get("split") != "test":
         return []
     words = {name: settings.get(name) for name in names}
-    words["inner_lr"] = f"[{','.join(map(str, settings['inner_lr']))}]" if settings.get("inner_lr") else None
-    words["tune"] = "true" if settings.get("tune") else None
+    if updates:
+        words["steps"] = settings.get("steps")
+        words["inner_lr"] = f"[{','.join(map(str, settings['inner_lr']))}]" if settings.get("inner_lr") else None
+        words["tune"] = "true" if settings.get("tune") else None
     return [f"{name}={value}" for name, value in words.items() if value and value != "last"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import metarl
-from metarl import evaluate, train
+from metarl import evaluate, references, report, train
 from metarl.analysis.curves import trial_curve
 from metarl.core import SGD, Unchanged
 from metarl.core.params import expand
@@ -39,6 +39,17 @@ def runs(tmp_path_factory):
 def _rows(path):
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def test_one_command_makes_its_report_and_names_references_that_can_be_made(runs, tmp_path, capsys):
+    """Updates and step sizes, which it has none of: an error after the evaluation, or a command that is refused."""
+    page = tmp_path / "r.html"
+    for others in ([], [str(runs["maml"])]):
+        assert report.main([str(runs["rl2"]), *others, "make=true", "tasks=2", f"to={page}", "film=false"]) == 0
+        (told,) = (line for line in capsys.readouterr().out.splitlines() if "makes them: " in line)
+        words = told.split("makes them: python -m metarl.references ")[1].split()
+        assert references.checked(words).methods
+    assert page.exists()
 
 
 def test_validation_tells_the_first_and_the_last_episode_and_judges_by_all(runs):

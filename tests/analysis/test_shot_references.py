@@ -234,16 +234,19 @@ def test_the_report_makes_them(run, tmp_path, capsys):
     assert "Not made yet" not in page.read_text(encoding="utf-8")
     capsys.readouterr()
     assert report.main([str(own), *words, f"references={TASKS}", "seeds=2"]) == 2  # nothing is trained here
-    assert "seeds= has no effect here" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "seeds= has no effect here" in told.err
+    assert not told.out, "evaluated before the mistake is told"
 
 
 def test_the_command_is_for_the_evaluation_that_is_shown():
     """References of other step sizes, parameters or seeds than those of the curve beside them."""
     settings = {"split": "test", "tasks": 7, "steps": 2, "checkpoint": "best", "seed": 3, "inner_lr": [0.1, 0.05]}
-    words = ["tasks=7", "steps=2", "checkpoint=best", "seed=3"]
+    words = ["tasks=7", "checkpoint=best", "seed=3", "steps=2"]
     assert shot_references.like({"settings": settings}) == [*words, "inner_lr=[0.1,0.05]"]
     tuned = {**settings, "inner_lr": [], "tune": True}
     assert shot_references.like({"settings": tuned}) == [*words, "tune=true"]
+    assert shot_references.like({"settings": tuned}, ("episodes", "seed"), updates=False) == ["seed=3"]
     assert shot_references.like({"settings": {**settings, "split": "train"}}) == []
     assert shot_references.like(None) == []
 

@@ -11,8 +11,10 @@ import torch
 import metarl
 from metarl import families
 from metarl.core import Adam
-from metarl.fewshot import ShotDomain
+from metarl.fewshot import ShotBatch, ShotDomain
+from metarl.fewshot.losses import CrossEntropy
 from metarl.learner import MetaLearner
+from metarl.nets import Conv4
 
 SIZES = {"meta_batch_size": 5, "inner_steps": 3, "chunk_tasks": 2, "threads": 2}
 LEARNERS = {
@@ -48,6 +50,20 @@ def test_iterations_are_those_of_the_long_way(patterns, monkeypatch, name):
         assert told.keys() == wanted.keys()
         for key in (key for key in wanted if "second" not in key):
             assert told[key] == pytest.approx(wanted[key], rel=1e-5, abs=1e-6), key
+
+
+def test_the_outer_loss_and_the_judge_take_the_faster_order(monkeypatch):
+    """An order in memory that nobody asks for, or one that second derivatives are slower in."""
+    seen, features = [], Conv4._features
+    monkeypatch.setattr(
+        Conv4, "_features", lambda net, *args: (seen.append(net.channels_last), features(net, *args))[1]
+    )
+    net = Conv4((1, 16, 16), 3, 4)
+    loss, params = CrossEntropy(net), {n: v.unsqueeze(0) for n, v in net.init(torch.Generator().manual_seed(0)).items()}
+    batch = ShotBatch(torch.rand(1, 6, 1, 16, 16), torch.arange(6).remainder(3).unsqueeze(0))
+    for evaluated in (loss, loss.judge, loss.loss, loss.predict):
+        evaluated(params, batch)
+    assert seen == [True, True, False, False]
 
 
 def test_nobody_adapts_to_gather_what_is_there(patterns, monkeypatch):
