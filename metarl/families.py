@@ -239,6 +239,19 @@ class Judging(EnvBatch, Protocol):
         ...
 
 
+@runtime_checkable
+class Crediting(EnvBatch, Protocol):
+    """An :class:`EnvBatch` of a team that also says what each agent answers for, so that each can learn from that alone.
+
+    The team's reward need not be their sum: what nobody answers for (vehicles that have left the grid's last intersection) may
+    be missing.
+    """
+
+    def agent_rewards(self) -> np.ndarray:
+        """Return every agent's own reward of the last step, float32 (B, R)."""
+        ...
+
+
 class Shots(NamedTuple):
     """Labelled examples of M tasks: inputs float32 (M, N, ...), targets float32 (M, N, ...) or classes int64 (M, N)."""
 

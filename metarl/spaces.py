@@ -29,7 +29,9 @@ class Agents:
         count: R.
         known: numbers of the task's parameters that each agent of an oracle sees, R rows of one length; empty shows the
             whole task to every agent.
+        credited: whether simulations tell what each agent answers for (:class:`metarl.families.Crediting`).
     """
 
     count: int
     known: tuple[tuple[int, ...], ...] = ()
+    credited: bool = False

@@ -22,18 +22,18 @@ REWARD_SCALE = 100.0
 
 
 def waiting(town: Town) -> Tensor:
-    """Return vehicles that wait, on approaches and at entries, (B,)."""
-    return (town.queues[0] + town.queues[1] + town.queues[2] + town.mixed + town.origins).sum((0, 1, 2))
+    """Return vehicles that wait, on an intersection's approaches and at its entries, (R, C, B)."""
+    return (town.queues[0] + town.queues[1] + town.queues[2] + town.mixed + town.origins).sum(0)
 
 
 def pressure(town: Town) -> Tensor:
-    r"""Return $\sum_i |n^{in}_i - n^{out}_i|$ over intersections, (B,); exits hold 0.
+    r"""Return $|n^{in}_i - n^{out}_i|$ of every intersection, (R, C, B); exits hold 0.
 
     Reference: Wei et al. (2019), "PressLight", definition 3.
     """
     present = town.on_links
     ahead = topology.look_ahead(present, torch.zeros_like(present))
-    return (present - ahead).sum(0).abs().sum((0, 1))
+    return (present - ahead).sum(0).abs()
 
 
 # Makes a simulation of grids, their conditions and seeds, and whether arrivals are random.
@@ -49,7 +49,7 @@ def simulate_in(simulator: str) -> Simulate:
     return SumoSim
 
 
-# What a second costs; None for vehicles in the system, weighted as the task says.
+# What a second costs at every intersection; None for vehicles in the system, weighted as the task says.
 COSTS: Mapping[str, Callable[[Town], Tensor] | None] = {"vehicles": None, "queues": waiting, "pressure": pressure}
 
 
@@ -85,6 +85,7 @@ class TrafficBatch:
         self._sim: Town | None = None
         self._detectors: Detectors | None = None
         self._weight = torch.ones(4, 1, dtype=torch.float64)
+        self._own = torch.zeros(0, 0, 0, dtype=torch.float64)
         self._seen: np.ndarray = np.zeros((0, 0), dtype=np.float32)
         self._elapsed = 0
 
@@ -107,6 +108,7 @@ class TrafficBatch:
         self._sim = self._simulate(self._grid, conditions.conditions(values, self._grid), seeds, self._poisson)
         self._detectors = conditions.detectors(values, self._grid, seeds)
         self._weight = torch.tensor(values["weight"])
+        self._own = torch.zeros(self._grid.rows, self._grid.columns, len(seeds), dtype=torch.float64)
         self._elapsed = 0
         plan = _even(self._grid, len(seeds))
         for _ in range(self._warmup):
@@ -120,19 +122,37 @@ class TrafficBatch:
         count = len(self._seen)
         over = np.full(count, self._elapsed + 1 >= self._horizon)
         never, sim = np.zeros(count, dtype=bool), self.simulator
+        self._own.zero_()
         if self._elapsed >= self._horizon:
             return Step(self._seen.copy(), np.zeros(count, dtype=np.float32), never, over)
         sim.signals.request(self._phases(actions))
         cost = torch.zeros(count, dtype=torch.float64)
+        present = torch.zeros(4, *self._own.shape, dtype=torch.float64)
         for _ in range(self._interval):
             sim.tick()
-            cost += self._present(sim) if self._cost is None else self._cost(sim)
+            if self._cost is None:
+                cost += self._present(sim)
+                present += sim.on_links
+                present += sim.origins
+            else:
+                own = self._cost(sim)
+                cost += own.sum((0, 1))
+                self._own += own
+        if self._cost is None:
+            self._own = (present * self._weight.view(4, 1, 1, -1)).sum(0)
         self._elapsed += 1
         self._seen = self._observed()
         if self._elapsed >= self._horizon:
             sim.finish()
         rewards = (cost / (-REWARD_SCALE * self._grid.intersections)).numpy().astype(np.float32)
         return Step(self._seen.copy(), rewards, never, over)
+
+    def agent_rewards(self) -> np.ndarray:
+        """Return what every intersection answers for, float32 (B, N): what the last decision cost before its stop lines.
+
+        Vehicles on its approaches and at its entries count. The reward is the mean of these, less what those on exits cost.
+        """
+        return (self._own.flatten(0, 1).T / -REWARD_SCALE).numpy().astype(np.float32)
 
     def render(self, env: int, width: int, height: int) -> np.ndarray:
         """Draw one grid, uint8 (height, width, 3)."""

@@ -284,7 +284,7 @@ def _check_range(low: float, high: float) -> None:
 def _spec(family: draws.Sizes, names: tuple[str, ...]) -> RLSpec:
     count = family.rows * family.columns
     choices = Choices((4,) * count, masked=True)
-    agents = Agents(count, concerning(names, family.rows, family.columns))
+    agents = Agents(count, concerning(names, family.rows, family.columns), credited=True)
     parameters = draws.parameters(family, names)
     spec = RLSpec.discrete(
         parameters, 29 * count, choices, family.horizon, float(family.interval), family.oracle, agents

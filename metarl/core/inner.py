@@ -93,6 +93,8 @@ class GradientStep:
         subset: patterns of the names that adapt, ``("2.*", "log_std")``; all others stay as they are (ANIL).
         from_zero: what adapts starts from 0 for every task, and is not meta-learned (CAVIA's context).
         rates: meta-learned step sizes (Meta-SGD, MAML++); None for the fixed ``lr``.
+        copies: R agents of a team that adapt each for itself: the first step gives every one of them a copy, (M, ...) become
+            (M, R, ...), and what it learns from is its own loss alone. 1 leaves them together.
 
     Reference: Finn, Abbeel and Levine (2017), arXiv:1703.03400, equation 1 and section 5.2 for first order; Raghu et al.
     (2020), ANIL, arXiv:1909.09157; Zintgraf et al. (2019), CAVIA, arXiv:1810.03642, equation 3.
@@ -104,6 +106,7 @@ class GradientStep:
     subset: tuple[str, ...] = ("*",)
     from_zero: bool = False
     rates: LearnedRates | None = None
+    copies: int = 1
 
     def init(self, params: Params) -> Params:
         """Return the learned rates, if there are any.
@@ -124,6 +127,8 @@ class GradientStep:
         """Step once. The graph is kept only if ``params`` require gradients and the rule is of second order."""
         names = self.adapting(params)
         keep = not self.first_order and any(value.requires_grad for value in params.values())
+        if self.copies > 1 and step == 0:
+            params = {n: value.unsqueeze(1).expand(-1, self.copies, *value.shape[1:]) for n, value in params.items()}
         if self.from_zero and step == 0:
             params = {**params, **{n: torch.zeros_like(params[n]).requires_grad_(keep) for n in names}}
         with torch.enable_grad():

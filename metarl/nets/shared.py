@@ -1,6 +1,9 @@
 """One network for all agents of a team of equals, whose parameters do not depend on how many there are.
 
 Shapes: M tasks, N states, R agents, O numbers of a state, I of them that an agent sees, K outputs for an agent.
+
+Parameters (M, ...) serve all agents of a task; where the agents have adapted each for itself, they are (M, R, ...)
+(:attr:`metarl.core.inner.GradientStep.copies`).
 """
 
 from __future__ import annotations
@@ -46,12 +49,29 @@ class Shared:
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
         """Map states (M, N, O) to the outputs of all agents, one agent behind the other, (M, N, R * K)."""
-        return together(self.net(params, self.apart(inputs).flatten(-3, -2)), len(self.columns))
+        seen = self.apart(inputs)
+        if not self._each(params):
+            return together(self.net(params, seen.flatten(-3, -2)), len(self.columns))
+        own = self.net(
+            {name: value.flatten(0, 1) for name, value in params.items()}, seen.transpose(1, 2).flatten(0, 1)
+        )
+        return own.view(len(inputs), len(self.columns), *own.shape[1:]).transpose(1, 2).flatten(-2)
 
     def apart(self, inputs: Tensor) -> Tensor:
         """Return what every agent sees of states (..., O): (..., R, I)."""
         seen = inputs.index_select(-1, self._index.to(inputs.device))
         return seen.view(*inputs.shape[:-1], len(self.columns), -1)
+
+    def _each(self, params: Params) -> bool:
+        """Tell whether every agent has parameters of its own."""
+        name, dimensions = self._known
+        return params[name].dim() == dimensions + 2
+
+    @functools.cached_property
+    def _known(self) -> tuple[str, int]:
+        """The name of one of the network's parameters, and the dimensions that it has of its own."""
+        name, value = next(iter(self.net.init(torch.Generator()).items()))
+        return name, value.dim()
 
     @functools.cached_property
     def _index(self) -> Tensor:

@@ -103,9 +103,13 @@ class CategoricalPolicy:
 
     def log_prob(self, distribution: Distribution, actions: Tensor) -> Tensor:
         """Log-probability of choices int64 (M, N, A), summed over components: (M, N), nats."""
+        return self.log_probs(distribution, actions, 1).squeeze(-1)
+
+    def log_probs(self, distribution: Distribution, actions: Tensor, agents: int) -> Tensor:
+        """The same of the choices of each of R agents, (M, N, R), who have A / R components one behind the other."""
         starts = [sum(self.counts[:component]) for component in range(self.action_size)]
         columns = actions + torch.tensor(starts, device=actions.device)
-        return distribution[0].gather(-1, columns).sum(-1)
+        return distribution[0].gather(-1, columns).view(*actions.shape[:-1], agents, -1).sum(-1)
 
     def entropy(self, distribution: Distribution, weights: Tensor) -> Tensor:
         """Mean entropy of every task under weights (M, N) that sum to 1: (M,), nats."""

@@ -21,10 +21,11 @@ from metarl.families import EnvBatch, RLFamily, Split, Tasks
 from metarl.nets.net import Net
 from metarl.nets.recurrent import Recurrent
 from metarl.nets.shared import Shared, SharedRecurrent
-from metarl.rl import agents, baseline, normalizer, returns
+from metarl.rl import agents, normalizer
 from metarl.rl.categorical import CategoricalPolicy
 from metarl.rl.gaussian import GaussianPolicy
 from metarl.rl.groups import groups, randomness
+from metarl.rl.judging import Discount, Judge
 from metarl.rl.losses import Batch, Exploration, PolicyLoss, PolicyQuery
 from metarl.rl.normalizer import Normalizer
 from metarl.rl.policy import Policy
@@ -40,10 +41,12 @@ class Aside(NamedTuple):
     Attributes:
         seconds: that an average group of simulations spent in the simulator; of groups that follow each other, their sum.
         success: fraction of every task's episodes that were a success, float32 (M,); None where simulations do not judge.
+        agent_rewards: (M, T, E, R), what each agent of a team answers for; None where nobody asks.
     """
 
     seconds: float
     success: Tensor | None
+    agent_rewards: Tensor | None = None
 
 
 class Surrogate(NamedTuple):
@@ -57,7 +60,8 @@ class Surrogate(NamedTuple):
 class RLDomain:
     """A task family, a policy, and how rollouts become a batch.
 
-    :meth:`normalizing` standardises observations, :meth:`encouraging` rewards entropy.
+    :meth:`normalizing` standardises observations, :meth:`encouraging` rewards entropy, :meth:`localising` lets the agents of a
+    team learn from what each answers for.
 
     Attributes:
         family: where tasks and simulations come from.
@@ -80,6 +84,7 @@ class RLDomain:
     workers: Workers = field(default_factory=Workers)
     _normalizer: Normalizer | None = field(default=None, repr=False)
     _entropy_bonus: float = field(default=0.0, repr=False)
+    _local: bool = field(default=False, repr=False)
     _batches: dict[tuple[int, int, int], tuple[RLFamily, EnvBatch]] = field(default_factory=dict, repr=False)
     _pools: dict[int, Workers] = field(default_factory=dict, repr=False)
 
@@ -108,6 +113,10 @@ class RLDomain:
         """Return the domain whose outer loss rewards the policy's entropy (:class:`~metarl.rl.losses.PolicyQuery`)."""
         return dataclasses.replace(self, _entropy_bonus=entropy_bonus)
 
+    def localising(self) -> RLDomain:
+        """Return the domain in whose inner updates the agents of a team learn from their own rewards, where they are told."""
+        return dataclasses.replace(self, _local=True)
+
     def given(self, statistics: Statistics) -> RLDomain:
         """Return the same domain that standardises by these statistics, if it does."""
         if self._normalizer is None:
@@ -123,6 +132,11 @@ class RLDomain:
         if self._normalizer is None:
             return {}
         return normalizer.merged(self._normalizer.statistics, [sample.statistics for sample in samples])
+
+    @property
+    def local(self) -> bool:
+        """Whether the agents of a team learn from their own rewards in inner updates."""
+        return self._local
 
     @property
     def normalizer(self) -> Normalizer | None:
@@ -196,11 +210,10 @@ class RLDomain:
 
     def collect(self, params: Params, tasks: Tasks, seed: Seed, role: Role) -> Sample:
         """Roll out E episodes, or trials, of every task and judge their actions."""
-        del role  # support and query are both fresh rollouts
         started = time.perf_counter()
-        rollouts, aside = self.rollout(params, tasks, seed)
+        rollouts, aside = self.rollout(params, tasks, seed, self.local and role == "support")
         sampled = time.perf_counter()
-        data = self.judge(rollouts, self._remembered(params, rollouts))
+        data = self.judge(rollouts, self._remembered(params, rollouts), aside.agent_rewards)
         metrics = {
             "seconds_sampling": sampled - started,
             "seconds_physics": aside.seconds,
@@ -214,8 +227,8 @@ class RLDomain:
             scores, metrics["episode_length"] = course.mean(1), metrics["episode_length"] / self.family.episodes
         return Sample(data, scores, rollouts.steps, metrics, statistics, aside.success, course)
 
-    def rollout(self, params: Params, tasks: Tasks, seed: Seed) -> tuple[Rollouts, Aside]:
-        """Run E episodes of every task with its own parameters.
+    def rollout(self, params: Params, tasks: Tasks, seed: Seed, local: bool = False) -> tuple[Rollouts, Aside]:
+        """Run E episodes of every task with its own parameters; ``local`` keeps what agents answer for, where they are told.
 
         The simulations are cut into groups, each driven by a thread of its own that alternates between physics and policy
         without waiting for the others. On the CPU a group has its own share of the cores; on a GPU the groups take turns,
@@ -230,16 +243,20 @@ class RLDomain:
         cuts, threads = groups(len(tasks), self.workers, most)
         beside = len(cuts) if most is None else 1
         actions, behaviour = self.policy.buffers(params, (len(tasks), spec.horizon, self.episodes))
-        rollouts = Rollouts.empty(self._observation_size, actions, behaviour)
+        rollouts, told = Rollouts.empty(self._observation_size, actions, behaviour), self._credited if local else 0
         pool = self._pools.setdefault(beside, Workers(beside))
         done = pool.map(
-            lambda g: self._roll(g % beside, cuts[g], threads, params, tasks, seed, rollouts), range(len(cuts))
+            lambda g: self._roll(g % beside, cuts[g], threads, params, tasks, seed, rollouts, told), range(len(cuts))
         )
         solved = [group.solved for group in done if group.solved is not None]
         success = torch.tensor(np.concatenate(solved)).view(len(tasks), -1).float().mean(1) if solved else None
-        return rollouts, Aside(sum(group.seconds for group in done) / beside, success)
+        own = [group.agent_rewards for group in done if group.agent_rewards is not None]
+        each = to_device(np.concatenate(own, 1), self.workers.device) if own else None
+        if each is not None:
+            each = each.view(spec.horizon, len(tasks), self.episodes, told).movedim(0, 1)
+        return rollouts, Aside(sum(group.seconds for group in done) / beside, success, each)
 
-    def judge(self, rollouts: Rollouts, memory: Tensor | None = None) -> Batch:
+    def judge(self, rollouts: Rollouts, memory: Tensor | None = None, agent_rewards: Tensor | None = None) -> Batch:
         """Turn rollouts into a batch with advantages normalised per task.
 
         Args:
@@ -247,64 +264,13 @@ class RLDomain:
             memory: what the policy remembered at every step, (M, T, E, H), where it does: then there is one baseline
                 for all tasks that looks at it, and all advantages are normalised by one deviation, because no task's
                 parameters are its own.
+            agent_rewards: (M, T, E, R), where each agent of a team is to learn from its own.
         """
-        targets = returns.discounted_returns(rollouts.rewards, rollouts.mask, self.gamma)
-        num_tasks, horizon, episodes = rollouts.rewards.shape
-        behaviour = (rollouts.behaviour[0].flatten(1, 2), *rollouts.behaviour[1:])
+        discount = Discount(self.gamma, self.gae_lambda, self.bootstrap)
+        judge = Judge(self.policy, discount, self.team, self._loss.ordered, self.workers)
         seen, last_seen = self.normalized(rollouts.observations), self.normalized(rollouts.final_observations)
-        cuts = chunks(num_tasks, horizon * episodes, self.workers.device)
-        apart = None if self.team is None else self.team.apart
-        pooled = seen if apart is None or memory is None else apart(seen.clamp(-10.0, 10.0)).mean(-2)
-        knowing = None if memory is None else self._knowing(memory, pooled, targets, rollouts.mask, cuts)
-
-        def values(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
-            observations, mask = seen[tasks], rollouts.mask[tasks]
-            if knowing is not None and memory is not None:
-                own = (knowing[0], knowing[1][tasks])
-                valued, last = (
-                    baseline.predict_remembered(own, memory[tasks], pooled[tasks]),
-                    torch.zeros_like(mask[:, 0]),
-                )
-            elif self.bootstrap:
-                final = last_seen[tasks]
-                left = mask.sum(1, keepdim=True) - torch.arange(horizon, device=mask.device)[:, None]
-                discount = torch.where(rollouts.truncated[tasks].any(1, keepdim=True), self.gamma**left, 0.0)
-                fitted = baseline.fit(observations, targets[tasks], mask, baseline.Beyond(final, discount), apart)
-                valued, last = (baseline.predict_timeless(fitted, x, apart) for x in (observations, final))
-            else:
-                fitted = baseline.fit(observations, targets[tasks], mask, apart=apart)
-                valued, last = baseline.predict(fitted, observations, apart), torch.zeros_like(mask[:, 0])
-            acted = tuple(x[tasks] for x in behaviour)
-            log_probs = self.policy.log_prob(acted, rollouts.actions[tasks].flatten(1, 2))
-            return valued, last, log_probs
-
-        parts = self.workers.map(values, cuts)
-        values_MTE, last_ME, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
-        next_values = torch.cat([values_MTE[:, 1:], torch.zeros_like(values_MTE[:, :1])], 1)
-        next_values = torch.where(rollouts.truncated, last_ME.unsqueeze(1), next_values)
-        advantages = returns.advantages(
-            rollouts.rewards,
-            values_MTE,
-            next_values,
-            rollouts.terminated,
-            rollouts.truncated,
-            self.gamma,
-            self.gae_lambda,
-        ).flatten(1, 2)
-        weights = rollouts.mask.flatten(1, 2)
-        weights = weights / weights.sum(1, keepdim=True)
-        alike = (-1, advantages.shape[1]) if memory is None else (1, -1)
-        mean, std = returns.moments(advantages.view(alike), weights.view(alike))
-        return Batch(
-            observations=seen.flatten(1, 2),
-            actions=rollouts.actions.flatten(1, 2),
-            advantages=returns.normalise(advantages, mean, std),
-            weights=weights,
-            log_probs=log_probs,
-            behaviour=behaviour,
-            credit=returns.credit(targets, rollouts.mask, std),
-            horizon=horizon if self._loss.ordered else None,
-        )
+        batch = judge(rollouts, seen, last_seen, memory)
+        return batch if agent_rewards is None else judge.apart(batch, rollouts, seen, last_seen, agent_rewards)
 
     def _remembered(self, params: Params, rollouts: Rollouts) -> Tensor | None:
         """Return what the policy remembered at every step, (M, T, E, H); None where it has no memory."""
@@ -318,13 +284,6 @@ class RLDomain:
         with torch.no_grad():
             parts = self.workers.map(lambda cut: net.memory(rows(params, cut), seen[cut].flatten(1, 2)), cuts)
         return torch.cat(parts).view(*rollouts.mask.shape, -1)
-
-    def _knowing(
-        self, memory: Tensor, seen: Tensor, targets: Tensor, mask: Tensor, cuts: Sequence[slice]
-    ) -> tuple[Tensor, Tensor]:
-        """Fit the baseline that looks at the memory to all tasks."""
-        sums = self.workers.map(lambda cut: baseline.moments(memory[cut], seen[cut], targets[cut], mask[cut]), cuts)
-        return baseline.fit_remembered(sums)
 
     def observe(self, observations: Tensor, tasks: Tasks) -> Tensor:
         """Return what the policy sees, (M, E, ...), of a family's observations."""
@@ -342,6 +301,12 @@ class RLDomain:
         scaled = ((2 * tasks.values - low - high) / np.maximum(high - low, 1e-12)).astype(np.float32)
         task = to_device(scaled, observations.device).unsqueeze(1).expand(*observations.shape[:2], -1)
         return torch.cat([observations, task], -1)
+
+    @property
+    def _credited(self) -> int:
+        """Return how many agents of a team tell their own rewards; 0 where nobody does."""
+        team = self.family.spec.agents
+        return team.count if team is not None and team.credited else 0
 
     @property
     def _loss(self) -> PolicyLoss:
@@ -367,16 +332,16 @@ class RLDomain:
         return spec.observation_size + (len(spec.parameters) if spec.oracle else 0)
 
     def _roll(
-        self, group: int, cut: slice, threads: int, params: Params, tasks: Tasks, seed: Seed, out: Rollouts
+        self, group: int, cut: slice, threads: int, params: Params, tasks: Tasks, seed: Seed, out: Rollouts, told: int
     ) -> Simulations:
-        """Run one group's episodes into its rows of ``out``; return the simulations."""
+        """Run one group's episodes into its rows of ``out``, with ``told`` agents' rewards beside; return the simulations."""
         spec, device, episodes = self.family.spec, self.workers.device, self.episodes
         tasks, params = tasks.rows(cut), rows(params, cut)
         count = len(tasks)
         noise, seeds = randomness(cut, seed, (spec.horizon, episodes), self.policy)
         noise_MTEA = to_device(noise, device)
         key = (group, count * episodes, threads)
-        simulations = Simulations(self.family, tasks, episodes)
+        simulations = Simulations(self.family, tasks, episodes, told)
         with torch.no_grad():
             kept = self._batches.get(key)
             if kept is None or kept[0] is not self.family:  # replace(domain, family=...) shares this dictionary

@@ -68,6 +68,8 @@ class GaussianPolicy:
     def clamped(self, log_std: Tensor) -> Tensor:
         """Return the log standard deviation that acts, (M, A)."""
         log_std = log_std.clamp(min=math.log(self.min_std))
+        if log_std.dim() == 3:  # every agent's own, (M, R, A / R)
+            return log_std.flatten(1)
         return log_std if self.agents == 1 else log_std.repeat(1, self.agents)
 
     def buffers(self, params: Params, steps: tuple[int, int, int]) -> tuple[Tensor, Gaussian]:
@@ -102,6 +104,13 @@ class GaussianPolicy:
         mean, log_std = distribution
         z = (actions - mean) * torch.exp(-log_std).unsqueeze(1)
         return -0.5 * z.square().sum(-1) - (log_std + _HALF_LOG_2PI).sum(-1, keepdim=True)
+
+    @staticmethod
+    def log_probs(distribution: Distribution, actions: Tensor, agents: int) -> Tensor:
+        """The same of the actions of each of R agents, (M, N, R), who have A / R components one behind the other."""
+        mean, log_std = distribution
+        z = ((actions - mean) * torch.exp(-log_std).unsqueeze(1)).reshape(*mean.shape[:-1], agents, -1)
+        return -0.5 * z.square().sum(-1) - (log_std + _HALF_LOG_2PI).view(len(log_std), 1, agents, -1).sum(-1)
 
     @staticmethod
     def entropy(distribution: Distribution, weights: Tensor) -> Tensor:

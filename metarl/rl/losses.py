@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,9 +12,21 @@ from torch import Tensor
 from metarl.core.adapt import Terms
 from metarl.core.params import Params
 from metarl.core.solvers import spread
-from metarl.rl.policy import Distribution, Policy
+from metarl.rl.policy import Distribution, Policy, TeamPolicy
 
 SURROGATES = ("lvc", "logp", "dice", "loaded-dice")
+
+
+class Credit(NamedTuple):
+    """How good the actions of each of R agents were, by the rewards that it answers for.
+
+    Attributes:
+        advantages: (M, N, R), standardised per task and agent; a constant.
+        log_probs: (M, N, R), of every agent's actions under the distribution that acted, nats.
+    """
+
+    advantages: Tensor
+    log_probs: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Batch:
         """N."""
         return self.observations.shape[1]
 
-    def rows(self, tasks: slice) -> Batch:
+    def rows(self, tasks: slice) -> Self:
         """Return the data of some tasks."""
         return dataclasses.replace(
             self,
@@ -65,16 +78,12 @@ class Batch:
             credit=None if self.credit is None else self.credit[tasks],
         )
 
-    def samples(self, index: Tensor) -> Batch:
+    def samples(self, index: Tensor) -> Self:
         """Return some of every task's states, with weights that sum to 1 again.
 
         Of a batch that is in order, as many whole episodes as come nearest to that many states, at least one.
         """
-        if self.horizon is not None:
-            episodes = self.num_samples // self.horizon
-            kept = spread(episodes, max(1, round(len(index) / self.horizon)))
-            index = (torch.arange(self.horizon).unsqueeze(1) * episodes + kept).flatten()
-        index = index.to(self.weights.device)
+        index = self.kept(index)
         weights = self.weights[:, index]
         total = weights.sum(1, keepdim=True)
         return dataclasses.replace(
@@ -86,6 +95,34 @@ class Batch:
             log_probs=self.log_probs[:, index],
             behaviour=(self.behaviour[0][:, index], *self.behaviour[1:]),
         )
+
+    def kept(self, index: Tensor) -> Tensor:
+        """Return which states :meth:`samples` takes."""
+        if self.horizon is not None:
+            episodes = self.num_samples // self.horizon
+            kept = spread(episodes, max(1, round(len(index) / self.horizon)))
+            index = (torch.arange(self.horizon).unsqueeze(1) * episodes + kept).flatten()
+        return index.to(self.weights.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeamBatch(Batch):
+    """States of a team each of whose agents is to learn from its own rewards.
+
+    Attributes:
+        each: how good the agents' own actions were.
+    """
+
+    each: Credit
+
+    def rows(self, tasks: slice) -> Self:
+        """Return the data of some tasks."""
+        return dataclasses.replace(super().rows(tasks), each=Credit(*(x[tasks] for x in self.each)))
+
+    def samples(self, index: Tensor) -> Self:
+        """Return some of every task's states."""
+        kept = self.kept(index)
+        return dataclasses.replace(super().samples(index), each=Credit(*(x[:, kept] for x in self.each)))
 
 
 @dataclass(frozen=True)
@@ -105,6 +142,9 @@ class PolicyLoss:
 
     ``loaded-dice`` (between the two): the same, where step u counts in $x_t$ with $\lambda^{t-u}$. At lambda = 1 it is
     ``dice``, at 0 it has the derivatives of ``lvc``.
+
+    Where a batch tells what each agent of a team answers for (:class:`TeamBatch`), the loss is the sum of the agents' own, each of
+    its own actions and advantages: with parameters of its own an agent learns from its part alone.
 
     Attributes:
         policy: who acts.
@@ -135,22 +175,37 @@ class PolicyLoss:
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the losses."""
-        log_probs = self.policy.log_prob(self.policy.distribution(params, batch.observations), batch.actions)
-        if self.surrogate == "lvc":
-            log_probs = torch.exp(log_probs - batch.log_probs)
-        elif self.ordered:
-            log_probs = self._magic(log_probs, batch)
-        return -(batch.weights * log_probs * batch.advantages).sum(1)
+        acting = self.policy.distribution(params, batch.observations)
+        if not isinstance(batch, TeamBatch):
+            log_probs = self.policy.log_prob(acting, batch.actions)
+            return -(batch.weights * self._score(log_probs, batch.log_probs, batch.horizon) * batch.advantages).sum(1)
+        assert isinstance(self.policy, TeamPolicy), "credit belongs to a team"
+        earned, agents = batch.each, batch.each.advantages.shape[-1]
+        log_probs = self.policy.log_probs(acting, batch.actions, agents)
+        score = self._score(_apart(log_probs), _apart(earned.log_probs), batch.horizon)
+        gains = batch.weights.repeat_interleave(agents, 0) * score * _apart(earned.advantages)
+        return -gains.sum(1).view(-1, agents).sum(1)
 
-    def _magic(self, log_probs: Tensor, batch: Batch) -> Tensor:
+    def _score(self, log_probs: Tensor, acted: Tensor, horizon: int | None) -> Tensor:
+        """Return what advantages are multiplied by, of log-probabilities (M, N), now and when the actions were taken."""
+        if self.surrogate == "lvc":
+            return torch.exp(log_probs - acted)
+        return self._magic(log_probs, horizon) if self.ordered else log_probs
+
+    def _magic(self, log_probs: Tensor, horizon: int | None) -> Tensor:
         """Return box_t - box_{t-1}, (M, N): 0, with the derivatives of DiCE."""
-        if batch.horizon is None:
+        if horizon is None:
             raise ValueError(f"surrogate {self.surrogate} needs batches of whole episodes, with their horizon")
         # what is padded comes after all that counts, so no sum over earlier steps has it
-        by_time = (log_probs - log_probs.detach()).view(len(log_probs), batch.horizon, -1)
+        by_time = (log_probs - log_probs.detach()).view(len(log_probs), horizon, -1)
         decay = self.decay if self.surrogate == "loaded-dice" else 1.0
         before = _decayed(by_time, decay).flatten(1, 2)
         return torch.exp(before + by_time.flatten(1, 2)) - torch.exp(before)
+
+
+def _apart(values: Tensor) -> Tensor:
+    """Put agents (M, N, R) beneath each other, (M * R, N)."""
+    return values.transpose(1, 2).flatten(0, 1)
 
 
 def _decayed(steps: Tensor, decay: float) -> Tensor:

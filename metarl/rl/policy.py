@@ -6,7 +6,7 @@ Shapes: M tasks, N states, O observation, A action, D numbers that describe the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -69,4 +69,13 @@ class Policy(Protocol):
 
     def fisher(self, at: Distribution, tangent: Distribution, weights: Tensor) -> Distribution:
         """Multiply a tangent by the Fisher matrix of every state, weighted by (M, N)."""
+        ...
+
+
+@runtime_checkable
+class TeamPolicy(Policy, Protocol):
+    """A :class:`Policy` that tells the actions of a team's R agents apart."""
+
+    def log_probs(self, distribution: Distribution, actions: Tensor, agents: int) -> Tensor:
+        """Log-probability or log-density of every agent's part of actions (M, N, A): (M, N, R), nats."""
         ...

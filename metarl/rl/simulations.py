@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from metarl.families import EnvBatch, EnvFault, FamilyError, Judging, RLFamily, Tasks
+from metarl.families import Crediting, EnvBatch, EnvFault, FamilyError, Judging, RLFamily, Tasks
 from metarl.rl.trials import bare
 from metarl.settings import SettingsError
 
@@ -20,15 +20,17 @@ class Simulations:
         family: whose simulations they are.
         tasks: M rows.
         episodes: E.
+        agents: R, whose own rewards are kept; 0 keeps none.
 
     Attributes:
         alive: bool (B,), whose episode has not ended.
         final: float32 (B, O), the state after each episode's last step.
         seconds: spent in the family so far.
         solved: bool (B,), whose episode has been a success; None where the simulations do not judge.
+        agent_rewards: float32 (T, B, R), the agents' own rewards; None where none are kept.
     """
 
-    def __init__(self, family: RLFamily, tasks: Tasks, episodes: int) -> None:
+    def __init__(self, family: RLFamily, tasks: Tasks, episodes: int, agents: int = 0) -> None:
         spec, count = family.spec, len(tasks) * episodes
         self._family, self._tasks, self._episodes = family, tasks, episodes
         self._env: EnvBatch | None = None
@@ -42,6 +44,7 @@ class Simulations:
         self._terminated = np.zeros((spec.horizon, count), dtype=bool)
         self._truncated = np.zeros((spec.horizon, count), dtype=bool)
         self._mask = np.zeros((spec.horizon, count), dtype=np.float32)
+        self.agent_rewards = np.zeros((spec.horizon, count, agents), dtype=np.float32) if agents else None
 
     def make(self, threads: int) -> EnvBatch:
         """Make the simulations."""
@@ -74,6 +77,11 @@ class Simulations:
             truncated = _shaped("truncated", truncated, shape).astype(bool)
             if self._judge is not None and self.solved is not None:
                 self.solved |= self.alive & _shaped("success", self._judge.success(), shape).astype(bool)
+            if self.agent_rewards is not None:
+                if not isinstance(self._env, Crediting):
+                    raise FamilyError("its spec has agents.credited=True, and its simulations have no agent_rewards()")
+                own = self._checked("rewards of agents", self._env.agent_rewards(), self.agent_rewards.shape[1:])
+                self.agent_rewards[self._time] = np.where(self.alive[:, None], own, 0.0)
         t, alive = self._time, self.alive
         self._mask[t] = alive
         self._rewards[t] = np.where(alive, rewards, 0.0)

@@ -25,7 +25,8 @@ from metarl.learner import MetaLearner
 from metarl.nets import GRU, MLP, ContextNet, Conv4, Flat, Net, Recurrent, Shared, SharedRecurrent
 from metarl.nets.shared import Columns
 from metarl.rl import CategoricalPolicy, GaussianPolicy, Policy, RLDomain, Surrogate, Trial, agents
-from metarl.run.config import RunConfig, RunSettings, convolutional, resolve
+from metarl.run.config import RunConfig, RunSettings, resolve
+from metarl.run.refusals import convolutional
 from metarl.settings import SettingsError
 
 
@@ -58,6 +59,8 @@ def build_learner(config: RunConfig) -> MetaLearner:
     algorithm = algorithms.make(config.algo, **config.algo_settings)
     names = list(domain.init(torch.Generator().manual_seed(run.seed)))
     inner, outer = algorithm.rules(domain.inner_loss, run.inner_lr, names)
+    if isinstance(inner, GradientStep) and isinstance(domain, RLDomain) and domain.local:
+        inner = dataclasses.replace(inner, copies=len(domain.team.columns) if domain.team else 1)
     trained = config.algo_settings.get("rates_steps", 1)
     if trained > max(1, run.inner_steps):
         raise SettingsError(
@@ -121,6 +124,7 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             workers=workers,
         )
         domain = domain.encouraging(run.entropy_bonus)
+        domain = domain.localising() if run.local_adaptation else domain
         return domain.normalizing() if run.normalize_observations else domain
     if memory:
         raise SettingsError(

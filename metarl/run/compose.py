@@ -18,8 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarl.run import refusals
 from metarl.run.arguments import Arguments, expand, read
-from metarl.run.config import RunConfig, Tree, finish, layers, refuse_meaningless
+from metarl.run.config import RunConfig, Tree, finish, layers
 from metarl.settings import SettingsError
 
 __all__ = ["compose", "expand"]
@@ -52,7 +53,7 @@ def compose(argv: Sequence[str]) -> RunConfig:
     for group, name, value in verbatim:
         (tree[group] if group else tree)[name] = value
     config = finish(given.env, given.algo, tree)
-    refuse_meaningless(config, given.settings)
+    refusals.refuse_meaningless(config, given.settings)
     return config
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from metarl import algorithms, families
+from metarl.run import refusals
 from metarl.settings import SettingsError, check, fields, setting
 
 Tree = dict[str, Any]
@@ -63,6 +64,9 @@ class RunSettings:
     )
     shared_policy: bool = setting(
         True, "one policy for all agents of a team; false sees and acts for all at once (families with agents)"
+    )
+    local_adaptation: bool = setting(
+        False, "agents of a team adapt each for itself, by its own rewards where they are told (families with agents)"
     )
     normalize_observations: bool = setting(False, "standardise observations by their running mean and variance (RL)")
     init_std: float = setting(1.0, "standard deviation of the untrained policy (RL)", above=0)
@@ -172,7 +176,10 @@ def finish(env: str, algo: str, tree: Tree) -> RunConfig:
     settings = RunSettings(**run)
     if settings.eval_steps is None:
         settings = dataclasses.replace(settings, eval_steps=max(1, settings.inner_steps))
-    return RunConfig(env, algo, checked["env"], checked["algo"], settings)
+    config = RunConfig(env, algo, checked["env"], checked["algo"], settings)
+    if not refusals.against_local_adaptation(config):
+        return config
+    return dataclasses.replace(config, run=dataclasses.replace(settings, local_adaptation=False))
 
 
 def resolve(
@@ -207,116 +214,8 @@ def resolve(
     for group in ("env", "algo"):
         merged[group] = {key: value for tree in trees for key, value in tree.get(group, {}).items()}
     config = finish(env, algo, merged)
-    refuse_meaningless(config, given)
+    refusals.refuse_meaningless(config, given)
     return config
-
-
-def refuse_meaningless(config: RunConfig, given: Mapping[str, Any]) -> None:
-    """Refuse what the user has given although this family cannot have it.
-
-    Args:
-        config: the resolved configuration.
-        given: the run settings that are the user's own.
-
-    Raises:
-        SettingsError: for the first of them.
-    """
-    if "memory_size" in config.algo_settings:
-        _refuse_updates(config, given)
-    _refuse_without_effect(config, given)
-    if "draw" in dir(families.lookup(config.env)) or "network" in given or _CONV & given.keys():
-        _refuse_other_network(config, given)
-    if not {"init_std", "normalize_observations", "entropy_bonus", "shared_policy"} & given.keys():
-        return  # what follows may open a simulator
-    try:
-        spec = families.make(config.env, **config.env_settings).spec
-    except Exception:  # a family is foreign code; building the learner will say what is wrong with it
-        return
-    if "init_std" in given and isinstance(spec, families.RLSpec) and spec.choices is not None:
-        raise SettingsError(
-            f"init_std={config.run.init_std} has no meaning for env={config.env}: its actions are discrete, and choices have"
-            " no standard deviation; leave it out"
-        )
-    if "shared_policy" in given and not (isinstance(spec, families.RLSpec) and spec.agents):
-        raise SettingsError(
-            f"shared_policy={str(config.run.shared_policy).lower()} has no meaning for env={config.env}: it has no team of"
-            " equal agents; leave it out"
-        )
-    if config.run.normalize_observations and isinstance(spec, families.ShotSpec):
-        raise SettingsError(
-            f"normalize_observations=true has no meaning for env={config.env}: labelled shots are no observations;"
-            " leave it out"
-        )
-    if config.run.entropy_bonus and isinstance(spec, families.ShotSpec):
-        raise SettingsError(
-            f"entropy_bonus={config.run.entropy_bonus:g} has no meaning for env={config.env}: predictions of labelled shots"
-            " have no entropy; leave it out"
-        )
-
-
-def _refuse_updates(config: RunConfig, given: Mapping[str, Any]) -> None:
-    """Refuse what belongs to inner updates, where the algorithm has none."""
-    wrong = [key for key in ("inner_steps", "eval_steps", "exploration") if given.get(key)]
-    wrong += [key for key in ("inner_lr", "inner_surrogate", "dice_decay", "bootstrap") if key in given]
-    if wrong:
-        raise SettingsError(
-            f"{wrong[0]}={given[wrong[0]]} has no meaning for algo={config.algo}: it learns a task by memory within trials,"
-            " and has no inner updates; leave it out"
-        )
-
-
-def _refuse_without_effect(config: RunConfig, given: Mapping[str, Any]) -> None:
-    """Refuse what other settings, or labelled shots, leave without effect."""
-    run, reasons = config.run, dict[str, str]()
-    if run.inner_surrogate != "loaded-dice":
-        reasons["dice_decay"] = f"inner_surrogate={run.inner_surrogate}, which has no decay"
-    if "memory_size" in config.algo_settings:
-        reasons["weight_std"] = f"algo={config.algo}, whose network is recurrent"
-    if "solver_steps" in config.algo_settings and "dice" in run.inner_surrogate:
-        reasons["inner_surrogate"] = f"algo={config.algo}: its solver compares losses, and DiCE's are 0 everywhere"
-    if run.inner_steps == 0 and run.exploration:
-        reasons["exploration"] = "inner_steps=0: nothing is sampled for an update"
-    if config.algo == "reptile" and run.entropy_bonus:
-        reasons["entropy_bonus"] = "algo=reptile, which takes no gradient of the outer loss"
-    if "draw" in dir(families.lookup(config.env)):
-        why = f"env={config.env}: labelled shots have neither steps nor actions"
-        reasons |= dict.fromkeys(("inner_surrogate", "dice_decay", "gamma", "gae_lambda", "bootstrap", "init_std"), why)
-    for key, reason in reasons.items():
-        if key in given:
-            raise SettingsError(f"{key}={given[key]} has no meaning with {reason}; leave {key}= out")
-
-
-_CONV, _MLP = {"filters", "downsampling", "normalization"}, {"hidden_sizes", "activation", "weight_std"}
-
-
-def convolutional(config: RunConfig, spec: object) -> bool:
-    """Tell whether a configuration's network is a convolutional one: for images, unless an MLP or a context is asked for."""
-    if config.run.network == "auto":
-        return _images(spec) and "context_size" not in config.algo_settings
-    return config.run.network == "conv4"
-
-
-def _images(spec: object) -> bool:
-    return isinstance(spec, families.ShotSpec) and len(spec.input_shape) == 3
-
-
-def _refuse_other_network(config: RunConfig, given: Mapping[str, Any]) -> None:
-    """Refuse a network that the family's inputs do not fit, and settings of a network that is not built."""
-    try:
-        spec = families.make(config.env, **config.env_settings).spec
-    except Exception:  # a family is foreign code; building the learner will say what is wrong with it
-        return
-    conv, where = convolutional(config, spec), f"env={config.env} algo={config.algo}"
-    if conv and not _images(spec):
-        raise SettingsError(f"network=conv4 takes images, and env={config.env} has vectors; leave it out")
-    if conv and "context_size" in config.algo_settings:
-        raise SettingsError(f"network=conv4 has no context for algo={config.algo} to adapt; use network=mlp")
-    wrong = sorted((_MLP if conv else _CONV) & given.keys())
-    if wrong:
-        built, remedy = ("conv4", "filters=, or network=mlp") if conv else ("mlp", "hidden_sizes=")
-        raise SettingsError(
-            f"{wrong[0]}={given[wrong[0]]} has no meaning with {where}: its network is network={built}; use {remedy}"
-        )
 
 
 def to_yaml(config: RunConfig) -> str:

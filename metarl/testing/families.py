@@ -10,7 +10,7 @@ import numpy as np
 
 from metarl import families
 from metarl.cohorts import Cohorts
-from metarl.families import SPLITS, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
+from metarl.families import SPLITS, Crediting, EnvBatch, Judging, RLFamily, RLSpec, ShotFamily, ShotSpec, Tasks
 from metarl.pooled import LEVELS, Pooled
 from metarl.rl import agents
 from metarl.testing._asserting import require
@@ -131,6 +131,10 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
         _array("truncated flags", step[3], (count,), np.bool_)
         if isinstance(env, Judging):
             _array("success flags", env.success(), (count,), np.bool_)
+        if spec.agents is not None and spec.agents.credited:
+            own = env.agent_rewards() if isinstance(env, Crediting) else None
+            require(own is not None, "agents.credited promises agent_rewards() of simulations")
+            _array("rewards of agents", own, (count, spec.agents.count), np.float32, alive)
         given += step
         copies += [x.copy() for x in step]
         masked += [np.where(alive.reshape(count, *[1] * (x.ndim - 1)), x, 0) for x in step]
