@@ -18,10 +18,13 @@ import numpy as np
 from experiments import recording
 
 _KINDS = {
-    "maml": "MAML",
+    "maml": "MAML, intersections adapt together",
+    "local": "MAML, each intersection adapts for itself",
     "pretrained": "domain-randomised, as many samples",
+    "pretrained-local": "the same, each intersection adapts for itself",
     "oracle": "sees the task",
     "specialist": "the pretrained policy trained on, on each task alone",
+    "specialist-local": "likewise, each intersection for itself",
 }
 
 
@@ -83,7 +86,8 @@ def _made(summary: Mapping[str, Any]) -> list[str]:
         lines += ["", f"Not run yet, and so not shown: {', '.join(missing)}."]
     # MAML's samples are its own and those of the run that it starts from
     own = {label: run["env_steps"] for label, run in summary["runs"].items()}
-    steps = [own[x] + own.get(x.replace("maml", "start"), 0) * x.startswith("maml") for x in summary["rates"]]
+    begun = {label: f"start-s{label.rpartition('-s')[2]}" for label in own if label.startswith(("maml", "local"))}
+    steps = [own[x] + own.get(begun.get(x, ""), 0) for x in summary["rates"] if x in own]
     steps += [own[label] for label in own if label.startswith("oracle")]
     if max(steps) > 1.02 * min(steps):
         lines += ["", "The runs have not all had as many samples: what compares them is not the last word."]
@@ -126,28 +130,36 @@ def _comparisons(found: Mapping[str, Any]) -> list[str]:
     half = own.shape[1] // 2
     room = _estimate((1 - own[:, half:].mean(1) / common[:, half:].mean(1))[None])
     lines = [f"- own over best common controller, on arrivals that had no say: {room} %"]
-    if not {"maml", "pretrained"} <= several.keys():
+    adapting = [kind for kind in ("maml", "local", "pretrained-local") if kind in several]
+    if "pretrained" not in several or not adapting:
         return [*lines, "- maml and pretrained are not both there, and so are not compared."]
-    adapted, start = _paired(several["maml"], several["pretrained"])  # (S, K + 1, M, A), (S, M, A)
-    before = start.mean(-1)
-    for k in range(adapted.shape[1]):
+    for kind in adapting:
+        lines += _compared(kind, several, own[:, half:])
+    return lines
+
+
+def _compared(kind: str, several: Mapping[str, Mapping[str, np.ndarray]], own: np.ndarray) -> list[str]:
+    """Compare a kind with the pretrained policies; ``own`` (M, arrivals) are the times of each task's own controller at last."""
+    adapted, start = _paired(several[kind], several["pretrained"])  # (S, K + 1, M, A), (S, M, A)
+    before, lines, half = start.mean(-1), list[str](), start.shape[-1] // 2
+    for k in range(int(kind == "pretrained-local"), adapted.shape[1]):
         after = adapted[:, k].mean(-1)
         share = (after.mean(0) < before.mean(0)).mean()
         lines.append(
-            f"- maml after {k} over pretrained after 0: {_estimate(1 - after / before)} % of a trip's time, better on"
+            f"- {kind} after {k} over pretrained after 0: {_estimate(1 - after / before)} % of a trip's time, better on"
             f" {share:.0%} of tasks{_each([100 * (1 - a / b).mean() for a, b in zip(after, before, strict=True)], 1)}"
         )
-    for k in range(1, adapted.shape[1]):
+    for k in range(1, adapted.shape[1] if kind != "pretrained-local" else 0):
         gains = 1 - adapted[:, k].mean(-1) / adapted[:, 0].mean(-1)
-        lines.append(f"- maml after {k} over itself before: {_estimate(gains)} %{_each(100 * gains.mean(1), 1)}")
-    for kind, what in (
+        lines.append(f"- {kind} after {k} over itself before: {_estimate(gains)} %{_each(100 * gains.mean(1), 1)}")
+    for end, what in (
         ("oracle", "the policy that sees the task"),
         ("specialist", "a policy trained on the task alone"),
+        ("specialist-local", "a policy trained on the task alone, each intersection for itself"),
     ):
-        if kind in several:
-            end = np.mean(list(several[kind].values()), axis=0)[0]
-            lines += _closed(what, adapted, start, end)
-    return lines + _closed("each task's own best controller", adapted[..., half:], start[..., half:], own[:, half:])
+        if end in several:
+            lines += _closed(what, kind, adapted, start, np.mean(list(several[end].values()), axis=0)[0])
+    return lines + _closed("each task's own best controller", kind, adapted[..., half:], start[..., half:], own)
 
 
 def _paired(adapted: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -158,11 +170,12 @@ def _paired(adapted: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]) 
     return np.stack(list(adapted.values())), np.stack([first[seed] if same else mean for seed in adapted])
 
 
-def _closed(what: str, adapted: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[str]:
+def _closed(what: str, kind: str, adapted: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[str]:
     r"""Say which part of the gap is closed, $(start - adapted_k) / (start - end)$ of means.
 
     Args:
         what: whose times are the end.
+        kind: who adapts.
         adapted: (S, K + 1, M, A).
         start: (S, M, A).
         end: (M, A).
@@ -179,7 +192,7 @@ def _closed(what: str, adapted: np.ndarray, start: np.ndarray, end: np.ndarray) 
         )
         each = [recording.gap(one, other, last) for one, other in zip(times[:, k], before, strict=True)]
         lines.append(
-            f"- of the gap to {what}, closed after {k}: {recording.gap(after, mean, last):.2f} [{low:.2f}, {high:.2f}]"
+            f"- of the gap to {what}, closed by {kind} after {k}: {recording.gap(after, mean, last):.2f} [{low:.2f}, {high:.2f}]"
             f"{_each(each, 2)}"
         )
     return lines

@@ -1,12 +1,13 @@
 """Policies for traffic signals beside the controllers: ``python -m experiments.traffic train``.
 
-Trains (or resumes) under ``runs/ENV-policies/`` a policy that never adapts in training (``start``), from its parameters MAML, the
-same policy trained on without adapting (``pretrained``, domain-randomised, with as many samples in all), and one that sees the
-task (``oracle``, likewise); adapts MAML and the pretrained policy to held-out tasks, on the grid of training, on 4x4, on a street
-of six intersections and with demand beyond training's, trains on each task alone what the pretrained policy could be
-(``specialist``), and judges everybody on the same tasks and arrivals by the mean time of a trip. Results: ``summary.json``,
-``summary.md``, learning and adaptation curves and a film strip under ``experiments/results/ENV-policies/``, beside the runs
-(:mod:`experiments.traffic_report`).
+Trains (or resumes) under ``runs/ENV-policies/`` a policy that never adapts in training (``start``), from its parameters MAML
+whose intersections adapt together (``maml``) or each for itself (``local``), the same policy trained on without adapting
+(``pretrained``, domain-randomised, with as many samples in all), and one that sees the
+task (``oracle``, likewise); adapts MAML and the pretrained policy, in both ways, to held-out tasks, on the grid of training, on
+4x4, on a street of six intersections and with demand beyond training's, trains on each task alone what the pretrained policy could
+be (``specialist``, and ``specialist-local``, each intersection for itself), and judges everybody on the same tasks and arrivals by
+the mean time of a trip. Results: ``summary.json``, ``summary.md``, learning and adaptation curves and a film strip under
+``experiments/results/ENV-policies/``, beside the runs (:mod:`experiments.traffic_report`).
 
     python -m experiments.traffic train env=traffic-grid              as recorded
     python -m experiments.traffic train commands=true                 prints the trainings, to run them side by side
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
     from metarl.families import Tasks
 
 # MAML starts from a policy that controls traffic already, and looks at 40 episodes of a task.
-_MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.03")
+_MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.03", "local_adaptation=false")
+_LOCAL = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.05", "local_adaptation=true")
 _OTHERS = ("meta_batch_size=20", "episodes_per_task=10", "inner_steps=0")
 _MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration of the others
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
-# Episodes and largest mean KL of an update of a policy of one task's own.
-_ALONE, _ALONE_KL = 100, 0.02
+# Episodes and largest mean KL of an update of a policy of one task's own; step size where each intersection is on its own.
+_ALONE, _ALONE_KL, _ALONE_RATE = 100, 0.02, 0.05
 # Adaptation and scores of held-out tasks, and its rates, are drawn apart from training's and from each other's.
 _ADAPT, _TUNE = 11, 12
 
@@ -110,12 +112,17 @@ def _refuse_others(env: str) -> None:
 
 
 def _film(settings: Settings, summary: Mapping[str, Any], runs: pathlib.Path, results: pathlib.Path) -> None:
-    """Draw the first run of MAML, before and after adapting, on the task in which that gains it as much as in most."""
+    """Draw the first run of MAML, before and after adapting, on the task in which that gains it as much as in most.
+
+    If possible one whose intersections adapt each for itself.
+    """
     from experiments import traffic_pictures
     from metarl.analysis.agent import load
     from metarl.core.params import rows
 
-    label = next((label for label in summary["rates"] if label.startswith("maml")), None)
+    label = next(
+        (label for kind in ("local-s", "maml-s") for label in summary["rates"] if label.startswith(kind)), None
+    )
     if label is None:
         return
     course = np.array(summary["grids"]["trained on"]["times"][label]).mean(-1)
@@ -138,6 +145,7 @@ def _members(settings: Settings) -> dict[str, Sequence[str]]:
     kinds: dict[str, tuple[int, Sequence[str]]] = {
         "start": (settings.seeds, (*_OTHERS, f"iterations={settings.start}")),
         "maml": (settings.seeds, (*_MAML, f"iterations={settings.iterations}")),
+        "local": (settings.seeds, (*_LOCAL, f"iterations={settings.iterations}")),
         "pretrained": (settings.seeds, (*_OTHERS, whole)),
         "oracle": (1, (*_OTHERS, "env.oracle=true", whole)),
     }
@@ -145,7 +153,7 @@ def _members(settings: Settings) -> dict[str, Sequence[str]]:
     for kind, (seeds, words) in kinds.items():
         for seed in range(seeds):
             several = ["threads=1", *words, *(TINY if settings.tiny else ())]
-            if kind == "maml":
+            if kind in ("maml", "local"):
                 several.append(f"init_from={runs / f'start-s{seed}'}")
             told = dict(word.split("=", 1) for word in several)  # a tiny one's last word counts
             members[f"{kind}-s{seed}"] = [f"seed={seed}", *(f"{name}={value}" for name, value in told.items())]
@@ -161,20 +169,45 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
 
     torch.set_num_threads(1)
     held = min(20, settings.tasks)
-    adapting = [label for label in labels if not label.startswith("oracle")]
-    whole = alike({label: load(runs / label) for label in labels})
+    whole = everybody({label: load(runs / label) for label in labels})
+    adapting = [label for label in whole if not label.startswith("oracle")]
     rates = {label: chosen_rates(whole[label], held, settings.steps) for label in adapting}
     grids = {}
     for name, changes in _places(settings).items():
         specialist = next((x for x in labels if x.startswith("pretrained")), None) if not changes else None
-        agents = alike({label: load(runs / label, env_settings=changes) for label in labels})
+        agents = everybody({label: load(runs / label, env_settings=changes) for label in labels})
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
         courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
         if specialist is not None and settings.alone:
             courses["specialist-s0"] = [_alone(settings, runs, specialist, agents[specialist], tasks)]
+            courses["specialist-local-s0"] = [_locally_alone(settings, agents[specialist], tasks)]
         grids[name] = {**found, "times": courses}
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, **provenance()}
+
+
+def everybody(agents: Mapping[str, Agent]) -> dict[str, Agent]:
+    """Return the agents, :func:`alike`, and the pretrained ones once more, whose intersections adapt each for itself."""
+    several = {}
+    for label, agent in alike(agents).items():
+        several[label] = agent
+        if label.startswith("pretrained-s"):
+            several[label.replace("pretrained", "pretrained-local")] = locally(agent)
+    return several
+
+
+def locally(agent: Agent) -> Agent:
+    """Let an agent's intersections adapt each for itself."""
+    from metarl.core import GradientStep
+    from metarl.rl.domain import RLDomain
+
+    learner = agent.learner
+    assert isinstance(learner.domain, RLDomain)
+    assert isinstance(learner.inner, GradientStep)
+    assert learner.domain.team is not None
+    inner = dataclasses.replace(learner.inner, copies=len(learner.domain.team.columns))
+    learner = dataclasses.replace(learner, domain=learner.domain.localising(), inner=inner)
+    return dataclasses.replace(agent, learner=learner)
 
 
 def alike(agents: Mapping[str, Agent]) -> dict[str, Agent]:
@@ -271,6 +304,15 @@ def _alone(settings: Settings, runs: pathlib.Path, label: str, agent: Agent, tas
     for row in range(len(tasks)):
         store(f"task {row}", functools.partial(played, tasks.rows([row])))
     return [store.times[f"task {row}"] for row in range(len(tasks))]
+
+
+def _locally_alone(settings: Settings, agent: Agent, tasks: Tasks) -> list[Any]:
+    """Return the mean times (tasks, arrivals) of policies adapted by a specialist's updates, each intersection for itself."""
+    from metarl.analysis import curves
+
+    agent = dataclasses.replace(agent, learner=curves.with_episodes(agent.learner, 2 if settings.tiny else _ALONE))
+    *_, last = adapted(locally(agent), tasks, (0, _ADAPT, 2), settings.alone, [_ALONE_RATE] * settings.alone)
+    return times(agent, last, tasks, range(settings.arrivals)).tolist()
 
 
 def specialist(agent: Agent, task: Tasks, updates: int, episodes: int) -> Params:

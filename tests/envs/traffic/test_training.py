@@ -39,8 +39,10 @@ def test_train_judge_and_table_in_miniature(tmp_path, monkeypatch):
     for found in summary["grids"].values():
         assert len(found["controllers"]) == 8
         shapes = {label: np.shape(times) for label, times in found["times"].items()}
-        everybody = {"maml-s0": (2, 2, 2), "pretrained-s0": (2, 2, 2), "oracle-s0": (1, 2, 2)}
-        assert shapes == everybody | ({"specialist-s0": (1, 2, 2)} if found["grid"] == "2x2" else {})
+        everybody = {"oracle-s0": (1, 2, 2)}
+        everybody |= dict.fromkeys(("maml-s0", "local-s0", "pretrained-s0", "pretrained-local-s0"), (2, 2, 2))
+        alone = dict.fromkeys(("specialist-s0", "specialist-local-s0"), (1, 2, 2))
+        assert shapes == everybody | (alone if found["grid"] == "2x2" else {})
         assert np.min(list(found["controllers"].values())) > 1.0
     text = (results / "summary.md").read_text()
     words = (
@@ -48,6 +50,10 @@ def test_train_judge_and_table_in_miniature(tmp_path, monkeypatch):
         "Webster",
         "own best controller",
         "maml after 1 over pretrained after 0",
+        "local after 1 over itself before",
+        "pretrained-local after 1 over pretrained after 0",
+        "trained on the task alone, each intersection for itself",
+        "| local-s0 | 1 |",
         "oracle",
         "| maml-s0 | 1 |",
         "| start-s0 | 1 |",
@@ -84,15 +90,18 @@ def test_figures_by_hand():
     # seeds by tasks: 25 %, 5.56 %; 15 %, -5.56 %
     assert "maml after 1 over pretrained after 0: 10.00 [" in lines
     assert "better on 50% of tasks (each seed: 15.3, 4.7)" in lines
-    assert "closed after 1: 0.40 [" in lines  # (95 - 85) / (95 - 70)
+    assert "closed by maml after 1: 0.40 [" in lines  # (95 - 85) / (95 - 70)
     assert "(each seed: 0.60, 0.20)" in lines  # (95 - 80) / 25, (95 - 90) / 25
     assert "own over best common controller, on arrivals that had no say: 5.00 [" in lines  # 1 - 90/100, 1 - 80/80
     # of the second arrivals alone: from 95 to 90 of the way to 85; each seed 85 and 95
-    assert "of the gap to each task's own best controller, closed after 1: 0.50 [" in lines
+    assert "of the gap to each task's own best controller, closed by maml after 1: 0.50 [" in lines
     assert "(each seed: 1.00, 0.00)" in lines
     table = traffic_report._table(_found())
     assert table[0] == "| | no update | 1 update |"
-    assert any(line.startswith("| **maml** (MAML) | 95.0 [") and "| 85.0 [" in line for line in table)
+    assert any(
+        line.startswith("| **maml** (MAML, intersections adapt together) | 95.0 [") and "| 85.0 [" in line
+        for line in table
+    )
     assert any(line.startswith("| maml-s1 | 95.0 [") and "| 90.0 [" in line for line in table)
 
 
@@ -164,10 +173,11 @@ def test_commands_train_what_is_judged(capsys):
     """Lanes that train under another name or with other settings than the evaluation looks for."""
     assert traffic.main(["train", "commands=true", "seeds=2", "iterations=7"]) == 0
     commands = capsys.readouterr().out.splitlines()
-    assert len(commands) == 7
+    assert len(commands) == 9
     assert commands[3] == (
         "python -m metarl.train env=traffic-grid seed=1 threads=1 meta_batch_size=15 episodes_per_task=40 inner_lr=0.03"
-        " iterations=7 init_from=runs/traffic-grid-policies/start-s1 run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
+        " local_adaptation=false iterations=7 init_from=runs/traffic-grid-policies/start-s1"
+        " run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
     )
     # 7 x 15 tasks x 40 episodes, before and after adapting, are 42 times 20 x 10
     assert "inner_steps=0 env.oracle=true iterations=342" in commands[-1]
