@@ -169,6 +169,8 @@ def alignment(learner: MetaLearner, meta: Params, tasks: Tasks, seed: Seed, step
     base = expand(detach(meta), len(tasks))
     first = learner.domain.collect(base, tasks, (*seed, 0), "support")
     final, scores = adapt([learner] * steps, meta, tasks, seed)
+    # agents that adapt each for itself end with parameters of their own
+    base = {n: v if v.shape == final[n].shape else v.unsqueeze(1).expand_as(final[n]) for n, v in base.items()}
     direction = {name: final[name] - base[name] for name in base}
     cosine = cosines(descent(learner, base, first), direction)
     after = scores[1].values if steps > 1 else learner.domain.collect(final, tasks, (*seed, 1), "query").scores.numpy()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import metarl
+from metarl.analysis import diagnostics
 from metarl.core import GradientStep
 from metarl.core.adapt import Objective
 from metarl.core.parallel import Workers
@@ -213,6 +214,15 @@ def test_a_run_learns_and_its_evaluation_adapts_on_other_grids(tmp_path):
     assert rows(trail.params, slice(0, 1))["0.bias"].shape == (1, 3, 8)
     apart = trail.params["0.weight"]
     assert not torch.equal(apart[:, 0], apart[:, 1]), "intersections that adapt for themselves differ"
+
+
+def test_diagnostics_compare_every_intersections_own_parameters():
+    """One step goes down the gradient: its cosine with where it ends is 1, which shapes that are added up wrongly would spoil."""
+    learner = metarl.build("traffic-grid", env_settings=SIZES, local_adaptation=True, **TINY)
+    tasks = learner.domain.sample_tasks(3, "test", (0,))
+    found = diagnostics.alignment(learner, learner.init(0).meta, tasks, (0,), 1)
+    np.testing.assert_allclose(found.cosine, 1.0, rtol=1e-5)
+    assert diagnostics.alignment(learner, learner.init(0).meta, tasks, (0,), 2).cosine.max() < 1.0
 
 
 def test_local_adaptation_is_refused_where_it_means_nothing():
