@@ -4,7 +4,8 @@
     python -m experiments.traffic transfer                              do policies gain in SUMO what adapting gained them here?
     python -m experiments.traffic agree tiny=true                         a minute, to see that everything works
 
-``transfer`` takes the runs of ``python -m experiments.traffic train``, adapts them in the own simulator and lets them play in
+``transfer`` takes the runs of MAML of ``python -m experiments.traffic train`` (whose intersections adapt each for itself, if there
+are any), adapts them in the own simulator and lets them play in
 SUMO. Both write every result at once into ``results.jsonl`` under ``runs/`` and go on where they were stopped; a SUMO
 simulation that fails is reported, left out, and tried again by the next call. Tables and pictures go to ``experiments/results/``
 and the page of experiments; intervals are over tasks, drawn as wholes.
@@ -223,7 +224,8 @@ def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str
     from metarl.analysis.agent import load
 
     runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
-    labels = recording.trained(runs, sorted(path.name for path in runs.glob("maml-s*")))
+    found_runs = [sorted(path.name for path in runs.glob(f"{kind}-s*")) for kind in ("local", "maml")]
+    labels = recording.trained(runs, next(filter(None, found_runs), []))
     seeds = range(settings.seeds)
     rows_of: dict[str, list[list[float]]] = {"own": [], "sumo": []}
     where = list[int]()  # the task of each row

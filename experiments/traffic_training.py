@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from metarl.envs.traffic.headroom import Actions, Player
     from metarl.families import Tasks
 
-# MAML starts from a policy that controls traffic already, and looks at 40 episodes of a task.
-_MAML = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.03", "local_adaptation=false")
-_LOCAL = ("meta_batch_size=15", "episodes_per_task=40", "inner_lr=0.05", "local_adaptation=true")
+# MAML starts from a policy that controls traffic already.
+_MAML = ("meta_batch_size=20", "episodes_per_task=20", "inner_lr=0.03", "local_adaptation=false")
+_LOCAL = ("meta_batch_size=20", "episodes_per_task=20", "inner_lr=0.05", "local_adaptation=true")
 _OTHERS = ("meta_batch_size=20", "episodes_per_task=10", "inner_steps=0")
-_MORE = 2 * 15 * 40 // (20 * 10)  # times the samples of an iteration of the others
+_MORE = 2 * 20 * 20 // (20 * 10)  # times the samples of an iteration of the others
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
 # Episodes and largest mean KL of an update of a policy of one task's own; step size where each intersection is on its own.
 _ALONE, _ALONE_KL, _ALONE_RATE = 100, 0.02, 0.05
@@ -55,12 +55,13 @@ class Settings:
     """What this experiment can be told."""
 
     env: str = setting("traffic-grid", "the family")
-    iterations: int = setting(50, "of MAML; the others have as many samples in all", low=1)
-    start: int = setting(300, "iterations without adapting, with whose parameters MAML starts", low=1)
+    iterations: int = setting(25, "of MAML; the others have as many samples in all", low=1)
+    start: int = setting(600, "iterations without adapting, with whose parameters MAML starts", low=1)
     seeds: int = setting(3, "seeds of MAML and of the policy that never adapts in training", low=1)
     tasks: int = setting(40, "held-out tasks", low=2)
     arrivals: int = setting(4, "episodes of each, the same for everybody", low=2)
     steps: int = setting(3, "most inner updates", low=1)
+    episodes: int = setting(40, "of a task before every update, for everybody", low=1)
     alone: int = setting(30, "updates of a policy of each held-out task's own; 0 leaves them out", low=0)
     larger: int = setting(4, "rows and columns of the grid that nobody was trained on", low=1, high=20)
     beyond: bool = setting(True, "judge on a street and on other bands of demand, too")
@@ -74,7 +75,7 @@ def train(argv: Sequence[str]) -> int:
     settings = Settings(**parse(argv, Settings))
     if settings.tiny:
         settings = dataclasses.replace(
-            settings, iterations=1, start=1, seeds=1, tasks=2, arrivals=2, steps=1, alone=1, larger=3
+            settings, iterations=1, start=1, seeds=1, tasks=2, arrivals=2, steps=1, alone=1, larger=3, episodes=2
         )
     _refuse_others(settings.env)
     runs, results = recording.folders(f"{settings.env}-policies", settings.tiny)
@@ -127,7 +128,10 @@ def _film(settings: Settings, summary: Mapping[str, Any], runs: pathlib.Path, re
         return
     course = np.array(summary["grids"]["trained on"]["times"][label]).mean(-1)
     gains = 1 - course[-1] / course[0]
-    task, agent = int(gains.argsort()[len(gains) // 2]), load(runs / label)
+    task, agent = (
+        int(gains.argsort()[len(gains) // 2]),
+        everybody({label: load(runs / label)}, settings.episodes)[label],
+    )
     tasks = agent.learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
     before, *_, after = adapted(agent, tasks, (0, _ADAPT, 1), settings.steps, summary["rates"][label])
     names = ("before adapting", f"after {settings.steps} update{'s' * (settings.steps > 1)}")
@@ -169,13 +173,13 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
 
     torch.set_num_threads(1)
     held = min(20, settings.tasks)
-    whole = everybody({label: load(runs / label) for label in labels})
+    whole = everybody({label: load(runs / label) for label in labels}, settings.episodes)
     adapting = [label for label in whole if not label.startswith("oracle")]
     rates = {label: chosen_rates(whole[label], held, settings.steps) for label in adapting}
     grids = {}
     for name, changes in _places(settings).items():
         specialist = next((x for x in labels if x.startswith("pretrained")), None) if not changes else None
-        agents = everybody({label: load(runs / label, env_settings=changes) for label in labels})
+        agents = everybody({label: load(runs / label, env_settings=changes) for label in labels}, settings.episodes)
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
         courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
@@ -186,10 +190,16 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, **provenance()}
 
 
-def everybody(agents: Mapping[str, Agent]) -> dict[str, Agent]:
-    """Return the agents, :func:`alike`, and the pretrained ones once more, whose intersections adapt each for itself."""
+def everybody(agents: Mapping[str, Agent], episodes: int) -> dict[str, Agent]:
+    """Return the agents, and the pretrained ones once more, whose intersections adapt each for itself.
+
+    All look at so many episodes of a task before an update.
+    """
+    from metarl.analysis import curves
+
     several = {}
-    for label, agent in alike(agents).items():
+    for label, one in agents.items():
+        agent = dataclasses.replace(one, learner=curves.with_episodes(one.learner, episodes))
         several[label] = agent
         if label.startswith("pretrained-s"):
             several[label.replace("pretrained", "pretrained-local")] = locally(agent)
@@ -208,17 +218,6 @@ def locally(agent: Agent) -> Agent:
     inner = dataclasses.replace(learner.inner, copies=len(learner.domain.team.columns))
     learner = dataclasses.replace(learner, domain=learner.domain.localising(), inner=inner)
     return dataclasses.replace(agent, learner=learner)
-
-
-def alike(agents: Mapping[str, Agent]) -> dict[str, Agent]:
-    """Let all look at as many episodes of a task before an update as the one that was trained with the most."""
-    from metarl.analysis import curves
-
-    most = max(agent.config.run.episodes_per_task for agent in agents.values())
-    return {
-        label: dataclasses.replace(agent, learner=curves.with_episodes(agent.learner, most))
-        for label, agent in agents.items()
-    }
 
 
 def _places(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -175,12 +175,12 @@ def test_commands_train_what_is_judged(capsys):
     commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 9
     assert commands[3] == (
-        "python -m metarl.train env=traffic-grid seed=1 threads=1 meta_batch_size=15 episodes_per_task=40 inner_lr=0.03"
+        "python -m metarl.train env=traffic-grid seed=1 threads=1 meta_batch_size=20 episodes_per_task=20 inner_lr=0.03"
         " local_adaptation=false iterations=7 init_from=runs/traffic-grid-policies/start-s1"
         " run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
     )
-    # 7 x 15 tasks x 40 episodes, before and after adapting, are 42 times 20 x 10
-    assert "inner_steps=0 env.oracle=true iterations=342" in commands[-1]
+    # 7 x 20 tasks x 20 episodes, before and after adapting, are 28 times 20 x 10
+    assert "inner_steps=0 env.oracle=true iterations=628" in commands[-1]
     for command in commands:
         arguments.check(shlex.split(command)[3:])
     for env in ("traffic-plan", "sinusoid"):
