@@ -180,7 +180,7 @@ def test_commands_train_what_is_judged(capsys):
         " run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
     )
     # 7 x 20 tasks x 20 episodes, before and after adapting, are 28 times 20 x 10
-    assert "inner_steps=0 env.oracle=true iterations=628" in commands[-1]
+    assert "inner_steps=0 inner_lr=0.1 env.oracle=true iterations=628" in commands[-1]
     for command in commands:
         arguments.check(shlex.split(command)[3:])
     for env in ("traffic-plan", "sinusoid"):
