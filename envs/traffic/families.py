@@ -16,10 +16,11 @@ from metarl.settings import SettingsError, setting
 _RECOMMENDED: Mapping[str, Any] = {
     "algo": "maml-trpo",
     "iterations": 300,
-    "meta_batch_size": 15,
-    "episodes_per_task": 40,
+    "meta_batch_size": 20,
+    "episodes_per_task": 20,
     "inner_steps": 1,
-    "inner_lr": 0.03,
+    "inner_lr": 0.05,
+    "local_adaptation": True,
     "gamma": 0.97,
     "gae_lambda": 0.95,
     "hidden_sizes": (64, 64),
@@ -46,7 +47,8 @@ class TrafficGrid:
     them, then which phases are legal. Action: one of 4 protected phases for every intersection: north-south straight on and
     right, north-south left, east-west, east-west left. Control step 10 s, horizon 120 after 120 s of a fixed plan, no termination.
     Intersections are a team of equal agents: the learner gives them one policy, which fits any grid, unless
-    ``shared_policy=false``; with ``oracle`` each sees the part of the task that concerns it.
+    ``shared_policy=false``, and lets each adapt for itself by what waits before its own stop lines, unless
+    ``local_adaptation=false``; with ``oracle`` each sees the part of the task that concerns it.
     Rewards are exact: detectors cannot hide a queue from them.
 
     Other codes' rewards, for comparison: with ``reward=queues`` n counts those that wait only, entries included; with

@@ -17,6 +17,7 @@ from metarl.core.params import expand, ravel, rows, unravel
 from metarl.nets import MLP, Shared
 from metarl.rl import CategoricalPolicy, GaussianPolicy, PolicyLoss, PolicyQuery
 from metarl.rl.losses import Batch, Credit, TeamBatch
+from metarl.run.config import resolve
 from metarl.settings import SettingsError
 
 M, N, R = 2, 6, 3
@@ -235,3 +236,14 @@ def test_local_adaptation_is_refused_where_it_means_nothing():
             metarl.build("traffic-grid", local_adaptation=True, **words)
     with pytest.raises(SettingsError, match="local_adaptation=true has no meaning for env=navigation-2d"):
         metarl.build("navigation-2d", local_adaptation=True)
+
+
+def test_the_traffic_families_recommend_it_and_give_way():
+    """A recommendation that would keep another setting of the user's from working."""
+    assert metarl.build("traffic-grid").inner.copies == 4
+    together = metarl.build("traffic-grid", local_adaptation=False)
+    assert together.inner.copies == 1
+    assert not together.domain.local
+    assert not metarl.build("traffic-grid", shared_policy=False).domain.local
+    assert not resolve("traffic-grid", "reptile").run.local_adaptation
+    assert not resolve("traffic-grid", "rl2").run.local_adaptation
