@@ -142,12 +142,13 @@ class Conv4:
         for block in range(self.blocks):
             own = dict(_under(params, f"{block}."))
             x = _convolved(x, own, 1 if one_batch else tasks, stride)
-            if one_batch and tasks > 1:
-                x = norm.normalized_by_task(x, own, tasks)
+            if one_batch and tasks == 1 and self.normalization == "transductive":
+                x = norm.normalized_rectified(x, own)
+            elif one_batch and tasks > 1:
+                x = functional.relu(norm.normalized_by_task(x, own, tasks), inplace=True)
             else:
                 own = {name: value.expand(tasks, -1) for name, value in own.items() if value.dim() == 2}
-                x = norm.normalized(self.normalization, x, own, reference)
-            x = functional.relu(x, inplace=True)
+                x = functional.relu(norm.normalized(self.normalization, x, own, reference), inplace=True)
             x = x if stride == 2 else functional.max_pool2d(x, 2)
         x = x.mean((2, 3)) if stride == 2 else x
         return x.reshape(tasks, examples, -1) if one_batch else x.reshape(examples, tasks, -1).transpose(0, 1)

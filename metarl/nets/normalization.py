@@ -18,6 +18,7 @@ The support set is normalised by its own statistics in all of them. A query is n
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,53 @@ def normalized_by_task(x: Tensor, params: Params, tasks: int) -> Tensor:
     variance = torch.linalg.vecdot(rows, rows, dim=1).unsqueeze(1) / rows.shape[1]
     rows = torch.addcmul(params["beta"], rows, torch.rsqrt(variance + EPS) * params["gamma"])
     return rows.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def normalized_rectified(x: Tensor, params: Params) -> Tensor:
+    """Normalise the maps (N, C, H, W) of one task by their own statistics (``transductive``), and set what is negative to 0.
+
+    The same as :func:`normalized` and ReLU, but that a gradient of which nobody takes the gradient overwrites the one that it is
+    made of: the result is for a convolution, a maximum or a mean, whose gradients are their own. Maps are the largest that is
+    allocated, and each time they leave a hole too small for the next of their size, which is aligned: with three of them less,
+    a task of 80 images of 28x28 holds 31 MiB instead of 44 (measured).
+
+    Args:
+        x: the maps.
+        params: gamma and beta (1, C).
+    """
+    gamma, beta = params["gamma"].reshape(-1), params["beta"].reshape(-1)
+    if x.numel() == x.shape[1]:  # torch's own layer says what is wrong
+        return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
+    result: Tensor = _NormalizedRectified.apply(x, gamma, beta)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _NormalizedRectified(torch.autograd.Function):
+    """Batch normalisation and ReLU of maps (N, C, H, W); derivatives of second order are torch's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        result, mean, inverse = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, EPS)
+        ctx.save_for_backward(x, result.relu_(), gamma, mean, inverse)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (gradient,), (x, result, gamma, mean, inverse) = gradients, ctx.saved_tensors
+        rectified, normal = torch.ops.aten.threshold_backward, torch.ops.aten.native_batch_norm_backward
+        known = (x, gamma, None, None, mean, inverse, True, EPS)
+        if torch.is_grad_enabled():
+            of_x, of_gamma, of_beta = normal(rectified(gradient, result, 0), *known, [True, True, True])
+            return of_x, of_gamma, of_beta
+        rectified(gradient, result, 0, grad_input=gradient)
+        _, of_gamma, of_beta = normal(gradient, *known, [False, True, True])
+        # of x: gamma / sigma (gradient - of_beta / n - (x - mu) / sigma of_gamma / n), with n numbers to a channel
+        scale = gamma * inverse
+        slope = -scale * inverse * of_gamma * (x.shape[1] / x.numel())
+        start = -scale * of_beta * (x.shape[1] / x.numel()) - slope * mean
+        start, scale, slope = (factor.reshape(1, -1, 1, 1) for factor in (start, scale, slope))
+        torch.addcmul(start, gradient, scale, out=gradient).addcmul_(x, slope)
+        return gradient, of_gamma, of_beta
 
 
 def _by_groups(x: Tensor, channels: int) -> Tensor:

@@ -75,6 +75,29 @@ def test_channels_last_changes_nothing_but_the_order_in_memory(kind, down, chann
     torch.testing.assert_close(derivatives(other), derivatives(net))
 
 
+@pytest.mark.parametrize("down", ["stride", "pool"])
+def test_a_gradient_that_overwrites_another_is_the_same_as_often_as_it_is_asked_for(down):
+    """Catches a step of the way back that writes on what was kept, or on a gradient that someone else reads."""
+    net = Conv4((3, 17, 18), 3, 16, down)
+    params, images = _params(net, tasks=1), _images(net, 1, 4).requires_grad_()
+    names = [n for n in params if not n.startswith("head")]
+    leaves = [images, *(params[n].requires_grad_() for n in names)]
+    expected = torch.autograd.grad(net.body(params, images, None).square().sum(), leaves)
+    loss = dataclasses.replace(net, channels_last=True).body(params, images, None).square().sum()
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(loss, leaves, retain_graph=True), expected)
+    found = torch.autograd.grad(loss, leaves, create_graph=True)
+    torch.testing.assert_close(tuple(g.detach() for g in found), expected)
+
+
+def test_one_number_to_a_channel_is_refused_in_either_order():
+    """Catches a single example of one position, whose variance is 0, that is normalised to nothing without a word."""
+    net = Conv4((1, 16, 16), 3, 16)
+    for channels_last in (False, True):
+        with pytest.raises(ValueError, match="more than 1 value"):
+            dataclasses.replace(net, channels_last=channels_last).body(_params(net, 1), _images(net, 1, 1), None)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_channels_last_reaches_every_convolution(channels, tasks, monkeypatch):
