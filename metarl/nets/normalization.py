@@ -76,14 +76,15 @@ def normalized_by_task(x: Tensor, params: Params, tasks: int) -> Tensor:
     """Normalise maps (M*N, C, H, W), channels last in memory, by their task's own statistics (``transductive``).
 
     Args:
-        x: the maps, task after task.
+        x: the maps, task after task; overwritten where gradients are switched off.
         params: gamma and beta (1, C), which all tasks share.
         tasks: M.
     """
     rows = x.permute(0, 2, 3, 1).reshape(tasks, -1, x.shape[1])  # (M, N*H*W, C), a view
-    rows = rows - rows.mean(1, keepdim=True)
+    into = None if torch.is_grad_enabled() else rows
+    rows = torch.sub(rows, rows.mean(1, keepdim=True), out=into)
     variance = torch.linalg.vecdot(rows, rows, dim=1).unsqueeze(1) / rows.shape[1]
-    rows = torch.addcmul(params["beta"], rows, torch.rsqrt(variance + EPS) * params["gamma"])
+    rows = torch.addcmul(params["beta"], rows, torch.rsqrt(variance + EPS) * params["gamma"], out=into)
     return rows.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
