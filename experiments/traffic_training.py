@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 # MAML starts from a policy that controls traffic already.
 _MAML = ("meta_batch_size=20", "episodes_per_task=20", "inner_lr=0.03", "local_adaptation=false")
 _LOCAL = ("meta_batch_size=20", "episodes_per_task=20", "inner_lr=0.05", "local_adaptation=true")
-_OTHERS = ("meta_batch_size=20", "episodes_per_task=10", "inner_steps=0", "inner_lr=0.1")
+_OTHERS = (
+    "meta_batch_size=20",
+    "episodes_per_task=10",
+    "inner_steps=0",
+    "inner_lr=0.1",
+    "local_adaptation=false",
+)
 _MORE = 2 * 20 * 20 // (20 * 10)  # times the samples of an iteration of the others
 TINY = ("iterations=1", "meta_batch_size=2", "episodes_per_task=2", "env.horizon=3", "env.warmup=20", "eval_every=0")
 # Episodes and largest mean KL of an update of a policy of one task's own; step size where each intersection is on its own.

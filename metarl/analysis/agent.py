@@ -268,5 +268,5 @@ def _collect(
         sample = domain.collect(params, task, seed, "support")
         return sample.data, float(sample.scores[0])
     assert isinstance(domain, RLDomain)
-    own = environment.rollouts(task, domain, params, seed)
-    return domain.judge(own), float(own.returns.mean())
+    own, each = environment.rollouts(task, domain, params, seed)
+    return domain.judge(own, agent_rewards=each), float(own.returns.mean())

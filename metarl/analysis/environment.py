@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium
@@ -44,11 +45,17 @@ def _check_box(what: str, space: gymnasium.Space[Any], size: int) -> None:
         raise SettingsError(f"the environment has {what} {space}; this run needs a Box of shape ({size},)")
 
 
-def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, seed: tuple[int, ...]) -> Rollouts:
+def rollouts(
+    env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, seed: tuple[int, ...]
+) -> tuple[Rollouts, torch.Tensor | None]:
     """Run episodes one after another in a Gymnasium environment, up to the family's horizon.
 
     Seeds of resets and actions are those of a batch's first task: where the environment is one of the family's tasks, these
     are the rollouts that the family gives.
+
+    Returns:
+        The rollouts, and (1, T, E, R) what each agent of a team answers for, where the domain's agents learn from that and the
+        environment tells it in ``info["agent_rewards"]``.
     """
     spec, policy, episodes = domain.family.spec, domain.policy, domain.episodes
     out = Rollouts.empty(spec.observation_size, *policy.buffers(params, (1, spec.horizon, episodes)))
@@ -58,6 +65,8 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
     draws = np.empty((spec.horizon, episodes, policy.action_size), dtype=np.float32)
     policy.noise(np.random.default_rng(actions), draws)
     noise = to_device(draws, device)
+    each = np.zeros((1, spec.horizon, episodes, domain.credited), dtype=np.float32)
+    told = domain.local and domain.credited > 0
     with torch.no_grad():
         act = policy.actor(params)
         for e in range(episodes):
@@ -66,7 +75,10 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
                 seen = to_device(observation, device).view(1, 1, -1)
                 action, state = act(domain.normalized(seen), noise[t, e].view(1, 1, -1))
                 played = command(action[0, 0].cpu().numpy(), spec, env.action_space)
-                value, reward, terminated, truncated, _ = env.step(played)
+                value, reward, terminated, truncated, info = env.step(played)
+                told = told and "agent_rewards" in info
+                if told:
+                    each[0, t, e] = finite(info["agent_rewards"], "agent_rewards")
                 observation = finite(value, "observation")
                 out.observations[0, t, e], out.actions[0, t, e] = seen[0, 0], action[0, 0]
                 out.behaviour[0][0, t, e] = state[0, 0]
@@ -76,7 +88,12 @@ def rollouts(env: gymnasium.Env[Any, Any], domain: RLDomain, params: Params, see
                 if terminated or truncated:
                     break
             out.final_observations[0, e] = to_device(observation, device)
-    return out
+    if domain.local and domain.credited and not told:
+        reason = (
+            "the environment tells no info['agent_rewards']: agents learn from the team's reward, not from their own"
+        )
+        warnings.warn(reason, RuntimeWarning, stacklevel=4)
+    return out, to_device(each, device) if told else None
 
 
 def command(action: np.ndarray, spec: RLSpec, space: gymnasium.Space[Any]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from metarl import families, settings
-from metarl.families import Judging, RLFamily, RLSpec, Step, Tasks
+from metarl.families import Crediting, Judging, RLFamily, RLSpec, Step, Tasks
 from metarl.settings import SettingsError
 
 SIZE = (480, 320)  # of pictures: width and height
@@ -192,7 +192,8 @@ class FamilyEnv(gymnasium.Env[np.ndarray, Any]):
 
     ``reset(seed=s)`` starts the episode that the family starts at seed ``s``; without a seed, one drawn from ``np_random``.
     The task is set here or by ``reset(options={"task": ...})``, stays for all episodes that follow, and is reported in
-    ``info["task"]``; where the family judges, ``info["success"]`` says after a step whether the task is solved.
+    ``info["task"]``; where the family judges, ``info["success"]`` says after a step whether the task is solved; where it tells
+    what each agent of a team answers for, ``info["agent_rewards"]`` are those rewards, float32 (R,).
 
     Args:
         family: the family's name.
@@ -245,8 +246,10 @@ class FamilyEnv(gymnasium.Env[np.ndarray, Any]):
         terminated = bool(step.terminated[0])
         truncated = not terminated and (bool(step.truncated[0]) or self._elapsed >= self._opened.spec.horizon)
         observation = self._opened.observe(step.observations, self._task)[0]
-        judged = {} if self._judge is None else {"success": bool(self._judge.success()[0])}
-        return observation, float(step.rewards[0]), terminated, truncated, self._info() | judged
+        told: dict[str, Any] = {} if self._judge is None else {"success": bool(self._judge.success()[0])}
+        if isinstance(self._batch, Crediting):
+            told["agent_rewards"] = self._batch.agent_rewards()[0]
+        return observation, float(step.rewards[0]), terminated, truncated, self._info() | told
 
     def render(self) -> np.ndarray | None:
         """Draw the simulation, uint8 (320, 480, 3); None without a render mode."""

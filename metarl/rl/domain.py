@@ -114,7 +114,13 @@ class RLDomain:
         return dataclasses.replace(self, _entropy_bonus=entropy_bonus)
 
     def localising(self) -> RLDomain:
-        """Return the domain in whose inner updates the agents of a team learn from their own rewards, where they are told."""
+        """Return the domain in whose inner updates the agents of a team learn from their own rewards, where they are told.
+
+        Raises:
+            SettingsError: if there is no team that shares a policy.
+        """
+        if self.team is None:
+            raise SettingsError("agents learn from their own rewards only in a team that shares a policy")
         return dataclasses.replace(self, _local=True)
 
     def given(self, statistics: Statistics) -> RLDomain:
@@ -243,7 +249,7 @@ class RLDomain:
         cuts, threads = groups(len(tasks), self.workers, most)
         beside = len(cuts) if most is None else 1
         actions, behaviour = self.policy.buffers(params, (len(tasks), spec.horizon, self.episodes))
-        rollouts, told = Rollouts.empty(self._observation_size, actions, behaviour), self._credited if local else 0
+        rollouts, told = Rollouts.empty(self._observation_size, actions, behaviour), self.credited if local else 0
         pool = self._pools.setdefault(beside, Workers(beside))
         done = pool.map(
             lambda g: self._roll(g % beside, cuts[g], threads, params, tasks, seed, rollouts, told), range(len(cuts))
@@ -303,7 +309,7 @@ class RLDomain:
         return torch.cat([observations, task], -1)
 
     @property
-    def _credited(self) -> int:
+    def credited(self) -> int:
         """Return how many agents of a team tell their own rewards; 0 where nobody does."""
         team = self.family.spec.agents
         return team.count if team is not None and team.credited else 0

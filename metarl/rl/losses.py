@@ -144,7 +144,9 @@ class PolicyLoss:
     ``dice``, at 0 it has the derivatives of ``lvc``.
 
     Where a batch tells what each agent of a team answers for (:class:`TeamBatch`), the loss is the sum of the agents' own, each of
-    its own actions and advantages: with parameters of its own an agent learns from its part alone.
+    its own actions and advantages: with parameters of its own an agent learns from its part alone. What its own
+    rewards owe to others' actions is then in their advantages only: no surrogate's second derivative has the products of two
+    agents' scores, and ``dice``'s is not unbiased for such a batch.
 
     Attributes:
         policy: who acts.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from metarl import algorithms, families
+from metarl.core.descent import Reptile
 from metarl.core.inner import GradientStep
 from metarl.core.parallel import Workers
 from metarl.core.schedule import Schedule
@@ -59,8 +60,14 @@ def build_learner(config: RunConfig) -> MetaLearner:
     algorithm = algorithms.make(config.algo, **config.algo_settings)
     names = list(domain.init(torch.Generator().manual_seed(run.seed)))
     inner, outer = algorithm.rules(domain.inner_loss, run.inner_lr, names)
-    if isinstance(inner, GradientStep) and isinstance(domain, RLDomain) and domain.local:
-        inner = dataclasses.replace(inner, copies=len(domain.team.columns) if domain.team else 1)
+    team = domain.team if isinstance(domain, RLDomain) else None
+    if isinstance(domain, RLDomain) and team is not None and run.local_adaptation:
+        if not isinstance(inner, GradientStep) or isinstance(outer, Reptile):
+            raise SettingsError(
+                f"local_adaptation=true does not fit algo={config.algo}, whose inner updates are not gradient steps that its outer"
+                " rule looks through; use local_adaptation=false"
+            )
+        domain, inner = domain.localising(), dataclasses.replace(inner, copies=len(team.columns))
     trained = config.algo_settings.get("rates_steps", 1)
     if trained > max(1, run.inner_steps):
         raise SettingsError(
@@ -124,7 +131,6 @@ def _domain(config: RunConfig, workers: Workers) -> Domain:
             workers=workers,
         )
         domain = domain.encouraging(run.entropy_bonus)
-        domain = domain.localising() if run.local_adaptation else domain
         return domain.normalizing() if run.normalize_observations else domain
     if memory:
         raise SettingsError(

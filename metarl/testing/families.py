@@ -117,9 +117,9 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
     count, alive = len(tasks), np.ones(len(tasks), dtype=bool)
     given = [env.reset(tasks, seeds.copy())]
     _array("observations", given[0], (count, spec.observation_size), np.float32)
-    copies, masked = [given[0].copy()], [given[0].copy()]
+    copies, masked, last = [given[0].copy()], [given[0].copy()], given[0].copy()
     for action in actions:
-        passed = _legal(spec, copies[-4 if len(copies) > 1 else 0], action, alive)
+        passed = _legal(spec, last, action, alive)
         action = passed.copy()
         step = env.step(passed)
         require(np.array_equal(passed, action), "step leaves the caller's actions alone")
@@ -131,17 +131,26 @@ def _episode(env: EnvBatch, spec: RLSpec, tasks: Tasks, seeds: np.ndarray, actio
         _array("truncated flags", step[3], (count,), np.bool_)
         if isinstance(env, Judging):
             _array("success flags", env.success(), (count,), np.bool_)
-        if spec.agents is not None and spec.agents.credited:
-            own = env.agent_rewards() if isinstance(env, Crediting) else None
-            require(own is not None, "agents.credited promises agent_rewards() of simulations")
-            _array("rewards of agents", own, (count, spec.agents.count), np.float32, alive)
-        given += step
-        copies += [x.copy() for x in step]
-        masked += [np.where(alive.reshape(count, *[1] * (x.ndim - 1)), x, 0) for x in step]
+        told = [*step, *_credited(env, spec, alive)]
+        last = told[0].copy()
+        given += told
+        copies += [x.copy() for x in told]
+        masked += [np.where(alive.reshape(count, *[1] * (x.ndim - 1)), x, 0) for x in told]
         alive = alive & ~(step[2] | step[3])
     kept = all(np.array_equal(x, y, equal_nan=True) for x, y in zip(given, copies, strict=True))
     require(kept, "returned arrays are the caller's: later steps leave them alone")
     return masked
+
+
+def _credited(env: EnvBatch, spec: RLSpec, alive: np.ndarray) -> list[np.ndarray]:
+    """Return what each agent answers for, where that is told."""
+    told, promised = isinstance(env, Crediting), spec.agents is not None and spec.agents.credited
+    require(told == promised, "agents.credited is True where simulations have agent_rewards(), and only there")
+    if not isinstance(env, Crediting) or spec.agents is None:
+        return []
+    own = env.agent_rewards()
+    _array("rewards of agents", own, (len(alive), spec.agents.count), np.float32, alive)
+    return [own]
 
 
 def _legal(spec: RLSpec, observations: np.ndarray, actions: np.ndarray, alive: np.ndarray) -> np.ndarray:
@@ -202,6 +211,7 @@ def _check_restart(
     """Start every second simulation anew after ``middle`` steps, with another task, and compare with whole episodes."""
     spec, rows, again = family.spec, np.arange(_ENVS), np.arange(1, _ENVS, 2)
     following = (tasks.rows(rows[::-1]), seeds + np.uint32(100), actions[::-1])
+    width = 4 + bool(spec.agents is not None and spec.agents.credited)  # arrays of a step
     first = _episode(family.batch(_ENVS, 1), spec, tasks, seeds, actions)
     second = _episode(family.batch(_ENVS, 1), spec, *following)
     simulations, alive = Cohorts(family, 1), np.ones(_ENVS, dtype=bool)
@@ -227,7 +237,7 @@ def _check_restart(
             (np.setdiff1d(rows, again), first, time, "starting some simulations anew leaves the others alone"),
         ):
             if middle <= time and at < len(actions):
-                gap = _gap([x[who] for x in found], [x[who] for x in whole[1 + 4 * at : 5 + 4 * at]])
+                gap = _gap([x[who] for x in found], [x[who] for x in whole[1 + width * at : 5 + width * at]])
                 require(gap <= tolerance, rule, f"step {time} differs by {gap:g}")
 
 

@@ -137,7 +137,7 @@ def test_a_gymnasium_environment_is_the_same_task(maml):
     maml = dataclasses.replace(maml, learner=with_episodes(maml.learner, 20))
     domain, params = maml.learner.domain, {name: value[None] for name, value in maml.meta.items()}
     family, _ = domain.rollout(params, Tasks.from_json([{"velocity": 1.3}]), SEED)
-    gym = environment.rollouts(Velocity(1.3), domain, params, SEED)
+    gym, _ = environment.rollouts(Velocity(1.3), domain, params, SEED)
     for name in ("observations", "actions", "rewards", "terminated", "truncated", "mask", "final_observations"):
         # contacts make rounding in the policy grow from step to step
         torch.testing.assert_close(getattr(gym, name), getattr(family, name), rtol=1e-2, atol=1e-2)
@@ -158,7 +158,7 @@ def test_gym_rollouts_of_ragged_episodes(maml):
     domain = dataclasses.replace(maml.learner.domain, episodes=6)
     params = {name: value[None] for name, value in maml.meta.items()}
     env = Counting()
-    rollouts = environment.rollouts(env, domain, params, SEED)
+    rollouts, _ = environment.rollouts(env, domain, params, SEED)
     lengths = [2 + seed % 4 for seed, _ in env.log]
     assert len(set(lengths)) > 1
     for e, (_, played) in enumerate(env.log):
@@ -340,7 +340,7 @@ def test_normalisation_folded_into_the_first_layer_acts_alike(runs):
     bare = dataclasses.replace(domain, _normalizer=None)
     for roll in (
         lambda each, params: each.rollout(params, tasks, SEED)[0],
-        lambda each, params: environment.rollouts(Velocity(1.5), each, params, SEED),
+        lambda each, params: environment.rollouts(Velocity(1.5), each, params, SEED)[0],
     ):
         ours, theirs = roll(domain, policy.params), roll(bare, folded)
         torch.testing.assert_close(ours.actions[:, :3], theirs.actions[:, :3], rtol=1e-2, atol=1e-2)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-import metarl
-from metarl.analysis import diagnostics
 from metarl.core import GradientStep
 from metarl.core.adapt import Objective
 from metarl.core.parallel import Workers
-from metarl.core.params import expand, ravel, rows, unravel
+from metarl.core.params import expand, ravel, unravel
+from metarl.families import SPLITS, Agents, RLSpec, Step, TaskParameter, Tasks
 from metarl.nets import MLP, Shared
-from metarl.rl import CategoricalPolicy, GaussianPolicy, PolicyLoss, PolicyQuery
+from metarl.rl import CategoricalPolicy, GaussianPolicy, PolicyLoss, PolicyQuery, RLDomain
 from metarl.rl.losses import Batch, Credit, TeamBatch
-from metarl.run.config import resolve
-from metarl.settings import SettingsError
+from metarl.testing import check_family
 
 M, N, R = 2, 6, 3
 COLUMNS = ((0, 3), (1, 3), (2, 3))
@@ -107,6 +107,11 @@ def test_parts_of_a_team_batch_are_parts_of_everything():
     assert isinstance(part, TeamBatch)
     assert torch.equal(part.each.advantages, team.each.advantages[1:2, [0, 4]])
     assert torch.equal(part.each.log_probs, team.each.log_probs[1:2, [0, 4]])
+    ordered = dataclasses.replace(team, horizon=3).samples(
+        torch.tensor([0, 1])
+    )  # one whole episode of two: steps 0, 2, 4
+    assert torch.equal(ordered.each.advantages, team.each.advantages[:, [0, 2, 4]])
+    assert torch.equal(ordered.actions, team.actions[:, [0, 2, 4]])
 
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
@@ -132,118 +137,98 @@ def test_meta_gradient_through_local_adaptation_is_that_of_finite_differences(ki
         assert slope == pytest.approx(float(found[index]), rel=2e-5, abs=1e-8)
 
 
-SIZES = {"rows": 2, "columns": 2, "horizon": 5, "warmup": 30}
-TINY = {"meta_batch_size": 2, "episodes_per_task": 3, "threads": 1, "hidden_sizes": (8,)}
+class Ending:
+    """A team of two whose episodes end at different steps, by themselves or cut off; rewards and states are the actions' echo."""
+
+    recommended: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def spec(self):
+        place = (TaskParameter("shift", 0.0, 1.0, ""),)
+        return dataclasses.replace(RLSpec(place, 4, 2, -5.0, 5.0, 6, 0.0), agents=Agents(2, credited=True))
+
+    def sample_tasks(self, num_tasks, split, seed):
+        return Tasks(
+            ("shift",), np.array([[np.random.default_rng((SPLITS.index(split), i)).random()] for i in range(num_tasks)])
+        )
+
+    def batch(self, num_envs, threads):
+        return EndingBatch(num_envs)
 
 
-def test_an_intersections_advantages_are_those_of_its_own_rewards():
-    """Judged one by one: a batch of the agent's own states and rewards, of the rollouts of a team."""
-    learner = metarl.build("traffic-grid", env_settings=SIZES, local_adaptation=True, bootstrap=True, **TINY)
-    domain = learner.domain
-    tasks = domain.sample_tasks(2, "train", (0,))
-    params = expand(learner.init(0).meta, 2)
-    support = domain.collect(params, tasks, (0,), "support").data
-    assert isinstance(support, TeamBatch)
-    assert not isinstance(domain.collect(params, tasks, (0,), "query").data, TeamBatch), "the outer loss is the team's"
+class EndingBatch:
+    def __init__(self, count):
+        self._count = count
+
+    def reset(self, tasks, seeds):
+        self._shift, self._time, self._ends = tasks["shift"], 0, 2 + 2 * (seeds % 3)
+        self._cut = seeds % 2 == 0
+        return self._seen(np.zeros((self._count, 2), dtype=np.float32))
+
+    def step(self, actions):
+        self._time, actions = self._time + 1, np.clip(actions, -5, 5)
+        self._last = actions * np.array([1.0, 3.0], dtype=np.float32) + self._shift[:, None].astype(np.float32)
+        over = self._time >= self._ends
+        return Step(self._seen(actions), self._last.mean(1).astype(np.float32), over & ~self._cut, over & self._cut)
+
+    def agent_rewards(self):
+        return self._last.astype(np.float32)
+
+    def _seen(self, actions):
+        return np.stack([actions[:, 0], self._shift, actions[:, 1], self._shift], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_agents_are_judged_up_to_the_end_of_their_episodes(threads):
+    """Rewards of another task, episode or agent; steps after an end that count; a thread's part in another's place."""
+    family, episodes = Ending(), 7
+    policy = GaussianPolicy(Shared(MLP((2, 3, 1)), ((0, 1), (2, 3))), 2, agents=2)
+    domain = RLDomain(family, policy, episodes=episodes, bootstrap=True, workers=Workers(threads)).localising()
+    tasks, params = family.sample_tasks(5, "train", 0), expand(policy.init(torch.Generator().manual_seed(0)), 5)
     rollouts, aside = domain.rollout(params, tasks, (0,), local=True)
-    assert torch.equal(domain.judge(rollouts).advantages, support.advantages)
-    judge_alone = dataclasses.replace(domain, policy=CategoricalPolicy(domain.team.net, (4,)))
-    for r, columns in enumerate(domain.team.columns):
+    lengths = rollouts.mask.sum(1)
+    assert len(lengths.unique()) > 1
+    assert rollouts.terminated.any()
+    shift = torch.tensor(tasks.values, dtype=torch.float32)[:, 0, None, None, None]
+    echo = (rollouts.actions.clamp(-5, 5) * torch.tensor([1.0, 3.0]) + shift) * rollouts.mask.unsqueeze(-1)
+    torch.testing.assert_close(aside.agent_rewards, echo)
+    batch = domain.judge(rollouts, agent_rewards=aside.agent_rewards)
+    one = dataclasses.replace(domain, policy=GaussianPolicy(MLP((2, 3, 1)), 1), _local=False)
+    for r in range(2):
         own = dataclasses.replace(
             rollouts,
-            observations=rollouts.observations[..., list(columns)],
-            final_observations=rollouts.final_observations[..., list(columns)],
+            observations=rollouts.observations[..., 2 * r : 2 * r + 2],
+            final_observations=rollouts.final_observations[..., 2 * r : 2 * r + 2],
             actions=rollouts.actions[..., r : r + 1],
             rewards=aside.agent_rewards[..., r],
-            behaviour=(rollouts.behaviour[0][..., 4 * r : 4 * r + 4],),
+            behaviour=tuple(x[..., r : r + 1] for x in rollouts.behaviour),
         )
-        expected = judge_alone.judge(own)
-        torch.testing.assert_close(support.each.advantages[..., r], expected.advantages)
-        torch.testing.assert_close(support.each.log_probs[..., r], expected.log_probs)
+        expected, counted = one.judge(own), batch.weights > 0
+        torch.testing.assert_close(batch.each.advantages[..., r][counted], expected.advantages[counted])
+        torch.testing.assert_close(batch.each.log_probs[..., r], expected.log_probs)
 
 
-@pytest.mark.parametrize("reward", ["vehicles", "queues", "pressure"])
-def test_what_intersections_answer_for_is_the_teams_reward(reward):
-    """Costs that are nobody's, or counted twice; only vehicles on exits are nobody's."""
-    family = metarl.make("traffic-grid", **SIZES, reward=reward)
-    env = family.batch(3, 1)
-    env.reset(family.sample_tasks(3, "train", 0), np.arange(3, dtype=np.uint32))
-    differ = False
-    for _ in range(4):
-        step = env.step(np.zeros((3, 4), dtype=np.int64) + env.simulator.signals.phase.flatten(0, 1).T.numpy())
-        own = env.agent_rewards()
-        assert own.shape == (3, 4)
-        assert own.dtype == np.float32
-        differ |= bool((own.std(1) > 1e-3).all())
-        if reward == "vehicles":
-            assert (own.mean(1) >= step.rewards - 1e-6).all(), "exits cost, too"
-            assert (own.mean(1) - step.rewards < 0.5 * np.abs(step.rewards)).all()
-        else:
-            np.testing.assert_allclose(own.mean(1), step.rewards, rtol=1e-5)
-    assert differ
+def test_the_kit_knows_teams_that_tell_what_each_agent_answers_for():
+    check_family(Ending(), disjoint=False)
 
+    class Silent(Ending):
+        def batch(self, num_envs, threads):
+            return Quiet(num_envs)
 
-def test_weights_of_headings_count_in_what_an_intersection_answers_for():
-    family = metarl.make("traffic-objective", **SIZES)
-    tasks = family.sample_tasks(2, "train", 0)
-    env = family.batch(2, 1)
-    env.reset(tasks, np.zeros(2, dtype=np.uint32))
-    env.step(env.simulator.signals.phase.flatten(0, 1).T.numpy())
-    weighted = env.agent_rewards()
-    plain = metarl.make("traffic-objective", **SIZES).batch(2, 1)
-    ones = dataclasses.replace(tasks, values=np.ones_like(tasks.values))
-    plain.reset(ones, np.zeros(2, dtype=np.uint32))
-    plain.step(plain.simulator.signals.phase.flatten(0, 1).T.numpy())
-    assert not np.allclose(weighted, plain.agent_rewards())
+    class Random(EndingBatch):
+        def agent_rewards(self):
+            return np.random.default_rng().random((self._count, 2), dtype=np.float32)
 
+    class Dice(Ending):
+        def batch(self, num_envs, threads):
+            return Random(num_envs)
 
-def test_a_run_learns_and_its_evaluation_adapts_on_other_grids(tmp_path):
-    """End to end: shapes of parameters before and after the first update, TRPO, learned rates, and a grid of another size."""
-    for settings in ({}, {"algo_settings": {"rates": "weight"}}, {"algo": "promp"}):
-        learner = metarl.build(
-            "traffic-grid", env_settings=SIZES, local_adaptation=True, inner_steps=2, **TINY, **settings
-        )
-        state = learner.init(0)
-        following, metrics = learner.iteration(state)
-        assert all(np.isfinite(value) for value in metrics.values() if isinstance(value, float))
-        assert any(not torch.equal(following.meta[n], state.meta[n]) for n in state.meta)
-    larger = metarl.build(
-        "traffic-grid", env_settings={**SIZES, "rows": 1, "columns": 3}, local_adaptation=True, **TINY
-    )
-    trail = larger.explore(state.meta, larger.domain.sample_tasks(2, "test", (0,)), (0,), 2)
-    assert trail.params["0.bias"].shape == (2, 3, 8)
-    assert rows(trail.params, slice(0, 1))["0.bias"].shape == (1, 3, 8)
-    apart = trail.params["0.weight"]
-    assert not torch.equal(apart[:, 0], apart[:, 1]), "intersections that adapt for themselves differ"
+    class Modest(Ending):
+        @property
+        def spec(self):
+            return dataclasses.replace(super().spec, agents=Agents(2))
 
-
-def test_diagnostics_compare_every_intersections_own_parameters():
-    """One step goes down the gradient: its cosine with where it ends is 1, which shapes that are added up wrongly would spoil."""
-    learner = metarl.build("traffic-grid", env_settings=SIZES, local_adaptation=True, **TINY)
-    tasks = learner.domain.sample_tasks(3, "test", (0,))
-    found = diagnostics.alignment(learner, learner.init(0).meta, tasks, (0,), 1)
-    np.testing.assert_allclose(found.cosine, 1.0, rtol=1e-5)
-    assert diagnostics.alignment(learner, learner.init(0).meta, tasks, (0,), 2).cosine.max() < 1.0
-
-
-def test_local_adaptation_is_refused_where_it_means_nothing():
-    for words, reason in (
-        ({"shared_policy": False}, "shared_policy=false"),
-        ({"algo": "rl2"}, "algo=rl2"),
-        ({"algo": "imaml-trpo"}, "algo=imaml-trpo"),
-    ):
-        with pytest.raises(SettingsError, match=f"local_adaptation=true does not fit {reason}"):
-            metarl.build("traffic-grid", local_adaptation=True, **words)
-    with pytest.raises(SettingsError, match="local_adaptation=true has no meaning for env=navigation-2d"):
-        metarl.build("navigation-2d", local_adaptation=True)
-
-
-def test_the_traffic_families_recommend_it_and_give_way():
-    """A recommendation that would keep another setting of the user's from working."""
-    assert metarl.build("traffic-grid").inner.copies == 4
-    together = metarl.build("traffic-grid", local_adaptation=False)
-    assert together.inner.copies == 1
-    assert not together.domain.local
-    assert not metarl.build("traffic-grid", shared_policy=False).domain.local
-    assert not resolve("traffic-grid", "reptile").run.local_adaptation
-    assert not resolve("traffic-grid", "rl2").run.local_adaptation
+    Quiet = type("Quiet", (), {n: v for n, v in vars(EndingBatch).items() if n != "agent_rewards"})
+    for family, rule in ((Silent(), "agents.credited"), (Modest(), "agents.credited"), (Dice(), "breaks a rule")):
+        with pytest.raises(AssertionError, match=rule):
+            check_family(family, disjoint=False)

@@ -20,6 +20,7 @@ from metarl import families, train
 from metarl.envs.traffic import headroom, picture
 from metarl.envs.traffic.network import Grid
 from metarl.run import arguments
+from metarl.run.compose import compose
 from metarl.settings import SettingsError
 
 
@@ -180,9 +181,11 @@ def test_commands_train_what_is_judged(capsys):
         " run_dir=runs/traffic-grid-policies/maml-s1 resume=auto"
     )
     # 7 x 20 tasks x 20 episodes, before and after adapting, are 28 times 20 x 10
-    assert "inner_steps=0 inner_lr=0.1 env.oracle=true iterations=628" in commands[-1]
+    assert "inner_steps=0 inner_lr=0.1 local_adaptation=false env.oracle=true iterations=628" in commands[-1]
     for command in commands:
         arguments.check(shlex.split(command)[3:])
+        config = compose(shlex.split(command)[3:])
+        assert config.run.local_adaptation == ("/local-s" in command), "who adapts together, and who each for itself"
     for env in ("traffic-plan", "sinusoid"):
         assert traffic.main(["train", f"env={env}", "commands=true"]) == 2
         assert f"error: env={env}: controllers set phases" in capsys.readouterr().err
