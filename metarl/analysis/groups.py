@@ -34,10 +34,13 @@ _FREE = {
 
 
 def grouped(configs: Mapping[str, RunConfig]) -> dict[str, str]:
-    """Return the group of each run: those that differ in their seeds alone share one, named by what their names share."""
+    """Return the group of each run: those that differ in their seeds alone share one, named by what their names share.
+
+    Runs that start from others (``init_from=``) of the same name, each with its own seed behind it, do not differ by that.
+    """
     members: list[list[str]] = []
     for name, config in configs.items():
-        same = next((g for g in members if not set(difference(configs[g[0]], config)) - _FREE), None)
+        same = next((g for g in members if not _differ(configs[g[0]], config)), None)
         if same is None:
             members.append([name])
         else:
@@ -45,6 +48,13 @@ def grouped(configs: Mapping[str, RunConfig]) -> dict[str, str]:
     named = [_shared(group) for group in members]
     labels = [label if named.count(label) == 1 else group[0] for label, group in zip(named, members, strict=True)]
     return {name: label for label, group in zip(labels, members, strict=True) for name in group}
+
+
+def _differ(one: RunConfig, other: RunConfig) -> bool:
+    """Tell whether two runs differ in more than their seeds."""
+    keys = set(difference(one, other)) - _FREE
+    starts = [re.sub(rf"[-_./]?(s|seed)?[-_=]?{c.run.seed}/?$", "", c.run.init_from or "") for c in (one, other)]
+    return bool(keys - {"run.init_from"} if starts[0] == starts[1] else keys)
 
 
 def by_name(names: Sequence[str]) -> dict[str, str]:

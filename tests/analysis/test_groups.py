@@ -51,6 +51,24 @@ def test_two_groups_of_one_name_are_told_apart(runs):
     assert found == {"run-s0": "run-s0", "run-s1": "run-s0", "run-s2": "run-s2", "run-s3": "run-s2"}
 
 
+def test_each_seed_may_start_from_a_run_of_its_own(runs):
+    """Three seeds of MAML told as three methods because they begin with three seeds of what was pretrained."""
+    config = read_config(runs["maml"])
+
+    def group(*starts):
+        seeded = [
+            dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed, init_from=start))
+            for seed, start in starts
+        ]
+        return len(set(groups.grouped({f"run-{i}": one for i, one in enumerate(seeded)}).values()))
+
+    assert group((0, "runs/start-s0"), (1, "runs/start-s1"), (12, "runs/start-s12/")) == 1
+    assert group((0, "runs/start-s0"), (1, "runs/start-s0")) == 1
+    assert group((0, "runs/start-s0"), (1, "runs/other-s1")) == 2
+    assert group((0, "runs/start-s0"), (1, "runs/start-s2")) == 2
+    assert group((0, "runs/start-s0"), (1, None)) == 2
+
+
 def test_an_evaluation_says_what_its_runs_say_together(runs, seeds, evaluated, capsys):
     """Values of one seed, of another point, a probability of the wrong sign, or a table that says something else."""
     compared = f"compare=[{seeds[1]},{runs['oracle']}]"
