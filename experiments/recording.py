@@ -96,7 +96,8 @@ def keep(runs: pathlib.Path, labels: Sequence[str], results: pathlib.Path, unit:
 
     left_out = shutil.ignore_patterns("tensorboard", "evaluation", ".lock")
     for label in labels:
-        shutil.copytree(runs / label, results / label, ignore=left_out, dirs_exist_ok=True)
+        shutil.rmtree(results / label, ignore_errors=True)  # an earlier run's checkpoints are none of this one
+        shutil.copytree(runs / label, results / label, ignore=left_out)
     plots.learning({label: _rows(runs / label) for label in labels}, "return", unit, results / "learning.png")
 
 
@@ -108,7 +109,7 @@ def facts(run: pathlib.Path) -> dict[str, Any]:
         "iterations": len(rows),
         "env_steps": rows[-1]["env_steps"],
         "hours": sum(row["seconds_iteration"] for row in rows) / 3600,
-        "command": sessions[0]["command"],
+        "command": sessions[-1]["command"],  # what it went on with makes all of it
         "commits": sorted({session["commit"] for session in sessions}),
         "cpu": sessions[0]["cpu"],
         "cores": sessions[0]["cores"],
