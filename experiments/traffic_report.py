@@ -135,7 +135,7 @@ def _comparisons(found: Mapping[str, Any]) -> list[str]:
         return [*lines, "- maml and pretrained are not both there, and so are not compared."]
     for kind in adapting:
         lines += _compared(kind, several, own[:, half:])
-    return lines
+    return list(dict.fromkeys(lines))  # how large a gap is stands with every kind that closes some of it
 
 
 def _compared(kind: str, several: Mapping[str, Mapping[str, np.ndarray]], own: np.ndarray) -> list[str]:
