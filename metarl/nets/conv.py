@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from metarl.core.params import Params
 from metarl.nets import normalization as norm
+from metarl.nets.convolution import convolved, once
 
 DOWNSAMPLINGS = ("stride", "pool")
 
@@ -141,7 +142,7 @@ class Conv4:
         stride = 2 if self.downsampling == "stride" else 1
         for block in range(self.blocks):
             own = dict(_under(params, f"{block}."))
-            x = _convolved(x, own, 1 if one_batch else tasks, stride)
+            x = _convolved(x, own, 1 if one_batch else tasks, stride, not self.channels_last)
             if one_batch and tasks == 1 and self.normalization == "transductive":
                 x = norm.normalized_rectified(x, own)
             elif one_batch and tasks > 1:
@@ -171,15 +172,16 @@ class Conv4:
         return height, width
 
 
-def _convolved(x: Tensor, own: Params, tasks: int, stride: int) -> Tensor:
-    """Convolve maps (N, M*C, H, W) with filters of M rows, as groups, or of one row, which all tasks share as one batch."""
+def _convolved(x: Tensor, own: Params, tasks: int, stride: int, twice: bool) -> Tensor:
+    """Convolve maps (N, M*C, H, W) with filters of M rows, as groups, or of one row, which all tasks share as one batch.
+
+    ``twice`` says that a gradient of the gradient is likely.
+    """
     groups = len(own["weight"])
     bias = own["bias"].flatten() if "bias" in own else None
-    if groups == tasks:
-        return functional.conv2d(x, own["weight"].flatten(0, 1), bias, stride=stride, padding=1, groups=groups)
-    maps = x.reshape(-1, x.shape[1] * groups // tasks, *x.shape[2:])
-    maps = functional.conv2d(maps, own["weight"].flatten(0, 1), bias, stride=stride, padding=1, groups=groups)
-    return maps.reshape(len(x), -1, *maps.shape[2:])
+    maps = x if groups == tasks else x.reshape(-1, x.shape[1] * groups // tasks, *x.shape[2:])
+    maps = (convolved if twice else once)(maps, own["weight"].flatten(0, 1), bias, stride, groups)
+    return maps if groups == tasks else maps.reshape(len(x), -1, *maps.shape[2:])
 
 
 def _under(params: Params, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from metarl.core.params import Params
+from metarl.nets.batch_norm import batch_norm
 
 NORMALIZATIONS = ("transductive", "support", "task", "group", "none")
 EPS = 1e-5
@@ -67,8 +68,8 @@ def normalized(kind: str, x: Tensor, params: Params, reference: int) -> Tensor:
         mean, variance = _mixed(x, params["mix"], reference)
     elif kind == "support" and reference < len(x):
         variance, mean = _moments(x[:reference], (0, 2, 3))
-    else:  # one fused operation, with second derivatives of its own
-        return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
+    else:
+        return batch_norm(x, gamma, beta, EPS)
     return _affine((x - mean) * torch.rsqrt(variance + EPS), gamma, beta)
 
 
@@ -101,8 +102,8 @@ def normalized_rectified(x: Tensor, params: Params) -> Tensor:
         params: gamma and beta (1, C).
     """
     gamma, beta = params["gamma"].reshape(-1), params["beta"].reshape(-1)
-    if x.numel() == x.shape[1]:  # torch's own layer says what is wrong
-        return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
+    if x.numel() == x.shape[1]:
+        return batch_norm(x, gamma, beta, EPS)
     result: Tensor = _NormalizedRectified.apply(x, gamma, beta)  # type: ignore[no-untyped-call]
     return result
 

@@ -1,0 +1,71 @@
+"""Our derivatives of convolution against torch's own, and against central differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metarl.nets.convolution import convolved, once
+
+CASES = [
+    pytest.param(groups, stride, images, id=f"{groups}-groups-stride-{stride}-{'images' if images else 'maps'}")
+    for groups in (1, 3)
+    for stride in (1, 2)
+    for images in (False, True)
+]
+
+
+def _arguments(groups, images, size=(5, 4)):
+    random = torch.Generator().manual_seed(0)
+    shapes = (2, groups * 2, *size), (groups * 3, 2, 3, 3), (groups * 3,)
+    x, weight, bias = (torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)
+    return x.requires_grad_(not images), weight.requires_grad_(), bias.requires_grad_()
+
+
+@pytest.mark.parametrize(("groups", "stride", "images"), CASES)
+def test_derivatives_of_two_orders(groups, stride, images):
+    """Every cotangent at once; odd and even sizes, whose last row a stride of two sees or does not."""
+    x, weight, bias = _arguments(groups, images)
+    torch.testing.assert_close(
+        convolved(x, weight, bias, stride, groups), once(x, weight, bias, stride, groups), rtol=0, atol=1e-12
+    )
+    asked = (weight, bias) if images else (x, weight, bias)
+
+    def of(*given):
+        return convolved(*(given if len(given) == 3 else (x, *given)), stride, groups)
+
+    assert torch.autograd.gradcheck(of, asked)
+    assert torch.autograd.gradgradcheck(of, asked)
+
+
+@pytest.mark.parametrize(("groups", "stride", "images"), CASES)
+def test_third_derivatives(groups, stride, images):
+    """A Fisher product of a meta-gradient goes through the second derivative's graph."""
+    found = []
+    for function in (convolved, once):
+        x, weight, _ = _arguments(groups, images)
+        asked = [weight] if images else [x, weight]
+        value = function(x, weight, None, stride, groups).sin().sum()
+        for _ in range(3):
+            gradients = torch.autograd.grad(value, asked, create_graph=True)
+            value = sum(one.square().sum() for one in gradients)
+        found.append(gradients)
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_no_gradient_of_an_image_is_taken(monkeypatch):
+    """Catches the first layer on the way of the others, five times as slow."""
+    asked = []
+    real = torch.ops.aten.convolution_backward
+
+    def seen(*arguments):
+        asked.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", seen)
+    x, weight, _ = _arguments(3, True)
+    first = torch.autograd.grad(convolved(x, weight, None, 2, 3).sin().sum(), weight, create_graph=True)[0]
+    torch.autograd.grad(first.square().sum(), weight)
+    assert asked
+    assert all(mask == (False, True, False) for mask in asked)
