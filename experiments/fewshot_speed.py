@@ -222,9 +222,9 @@ def report(result: Mapping[str, Any]) -> str:
     names = [n for n in ("ours", "loop", "vmap", "higher") if n in result["rows"][0]["tasks_per_second"]]
     lines = [
         f"Tasks a second of a meta-gradient, median of {result['rounds']} interleaved rounds, and ours over the best of the"
-        " others, median of its ratios (range). A: strided Conv4-64, 5 ways, 1 shot, 1 query, 1 step, 32 tasks. A2: the same with 15 queries and 5"
-        " steps. B: three pooled convolutions as a torch module, 5 shots, 15 queries, 5 steps, 4 tasks. S:"
-        " sinusoid, 25 tasks, 1 step.",
+        " others, median of its ratios (range). A: strided Conv4-64, 5 ways, 1 shot, 1 query, 1 step, 32 tasks. A2: the"
+        " same with 15 queries and 5 steps. B: three pooled convolutions as a torch module, 5 shots, 15 queries, 5 steps, 4"
+        " tasks. S: sinusoid, 25 tasks, 1 step.",
         "",
         f"| setting | threads | {' | '.join(names)} | ours / best | ANIL | ANIL / MAML, training | adaptation |",
         "| --- |" + " --- |" * (len(names) + 5),

@@ -9,7 +9,7 @@ from metarl.nets.convolution import convolved, once
 
 CASES = [
     pytest.param(groups, stride, images, id=f"{groups}-groups-stride-{stride}-{'images' if images else 'maps'}")
-    for groups in (1, 3)
+    for groups in (1, 2, 3)
     for stride in (1, 2)
     for images in (False, True)
 ]
