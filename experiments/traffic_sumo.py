@@ -50,6 +50,7 @@ class Settings:
     horizon: int = setting(120, "decisions of an episode (agree)", low=1)
     warmup: int = setting(120, "seconds before the first (agree)", low=0)
     updates: int = setting(3, "inner updates (transfer)", low=1)
+    episodes: int = setting(40, "of a task before every update, as in train (transfer)", low=1)
     tiny: bool = setting(False, "a minute, under runs/tiny, to see that everything works")
 
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings(**parse(argv[1:], Settings))
     torch.set_num_threads(1)
     if settings.tiny:
-        settings = Settings(settings.env, 2, 1, 1, 1, horizon=8, warmup=40, updates=1, tiny=True)
+        settings = Settings(settings.env, 2, 1, 1, 1, horizon=8, warmup=40, updates=1, episodes=2, tiny=True)
     runs, results = recording.folders(f"{settings.env}-{argv[0]}", settings.tiny)
     known = {"experiment": argv[0], **dataclasses.asdict(settings)}
     for name in ("tasks", "tiny"):  # more tasks are more of the same
@@ -222,6 +223,7 @@ def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str
     """Adapt the trained runs here; play before and after in both simulators."""
     from experiments.traffic_training import adapted, chosen_rates
     from metarl.analysis.agent import load
+    from metarl.analysis.curves import with_episodes
 
     runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
     found_runs = [sorted(path.name for path in runs.glob(f"{kind}-s*")) for kind in ("local", "maml")]
@@ -230,9 +232,11 @@ def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str
     rows_of: dict[str, list[list[float]]] = {"own": [], "sumo": []}
     where = list[int]()  # the task of each row
     for label in labels:
-        agents = {own: load(runs / label, env_settings={"simulator": own}) for own in rows_of}
+        agents = {name: load(runs / label, env_settings={"simulator": name}) for name in rows_of}
+        learner = with_episodes(agents["own"].learner, settings.episodes)  # who adapts
+        agents["own"] = dataclasses.replace(agents["own"], learner=learner)
         tasks = agents["own"].learner.domain.sample_tasks(settings.tasks, "test", (0, _FRESH))
-        rates = chosen_rates(agents["own"], min(20, settings.tasks), settings.updates)
+        rates = chosen_rates(agents["own"], min(20, settings.tasks) if settings.tiny else 20, settings.updates)
         stages = adapted(agents["own"], tasks, (0, _FRESH, 1), settings.updates, rates)
         steps = "/".join(f"{rate:g}" for rate in rates)
         name = f"{label} at {agents['own'].iteration}, rates {steps}"  # trained on, or adapted otherwise, it is another
@@ -284,29 +288,34 @@ def transferred(
         )
 
     alike = np.sign(here) == np.sign(there)
+    alike_of_task = np.array([np.sign(here[rows].mean()) == np.sign(there[rows].mean()) for rows in by_task])
     found = {
         "own": own.tolist(),
         "sumo": sumo.tolist(),
         "task": list(where),
         "sign_agrees": float(alike.mean()),
+        "sign_agrees_of_tasks": float(alike_of_task.mean()),
         "correlation": _pearson(here, there),
         "ci95_over_tasks": {
             "own": over_tasks(lambda rows: here[rows].mean()),
             "sumo": over_tasks(lambda rows: there[rows].mean()),
             "sign_agrees": over_tasks(lambda rows: alike[rows].mean()),
+            "sign_agrees_of_tasks": recording.bootstrap(lambda drawn: alike_of_task[drawn].mean(), len(by_task)),
             "correlation": over_tasks(lambda rows: _pearson(here[rows], there[rows])),
         },
     }
     ends = found["ci95_over_tasks"]
     lines = [
         f"Gain in the time of a trip after {updates} updates (made in the own simulator), {len(own)} pairs of a run and one of"
-        f" {len(by_task)} tasks; 95 % intervals over tasks.",
+        f" {len(by_task)} tasks; 95 % intervals over tasks. A task's gain is the mean over its runs.",
         "",
         "| | |",
         "| --- | --- |",
         f"| gain in the own simulator | {here.mean():.2%} {_ends(ends['own'], '.2%')} |",
         f"| gain in SUMO | {there.mean():.2%} {_ends(ends['sumo'], '.2%')} |",
-        f"| the sign agrees | {alike.mean():.0%} {_ends(ends['sign_agrees'], '.0%')} |",
+        f"| the sign agrees, tasks | {alike_of_task.sum()} of {len(by_task)}, {alike_of_task.mean():.0%}"
+        f" {_ends(ends['sign_agrees_of_tasks'], '.0%')} |",
+        f"| the sign agrees, pairs | {alike.mean():.0%} {_ends(ends['sign_agrees'], '.0%')} |",
         f"| correlation of gains | {found['correlation']:.2f} {_ends(ends['correlation'], '.2f')} |",
         "",
     ]

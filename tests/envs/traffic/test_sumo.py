@@ -290,6 +290,10 @@ def test_transfer_by_hand():
     assert found["correlation"] == pytest.approx(np.corrcoef([0.1, -0.05, 0.2, -0.1], [0.05, 0.05, 0.1, 0.1])[0, 1])
     assert "| gain in SUMO | 7.50% [7.50%, 7.50%] |" in lines
     assert "4 pairs of a run and one of 2 tasks" in lines[0]
+    assert "| the sign agrees, tasks | 1 of 2, 50% [0%, 100%] |" in lines
+    # a task's gain is the mean of its runs': half of the pairs agree, and the task
+    found, _ = traffic_sumo.transferred(own[:2], np.array([[200.0, 190], [200, 190]]), [0, 0], 3)
+    assert (found["sign_agrees"], found["sign_agrees_of_tasks"]) == (0.5, 1.0)
 
 
 def test_spearman_is_scipys():
