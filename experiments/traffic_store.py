@@ -13,7 +13,7 @@ from metarl.settings import SettingsError
 
 
 class Store:
-    """Mean times by name, in a file that grows by a line for each.
+    """Arrays of numbers by name, such as mean times, in a file that grows by a line for each.
 
     Args:
         path: of the file; what is in it is known already.
@@ -35,8 +35,8 @@ class Store:
             if record["settings"] == self._settings:
                 self.times[record["name"]] = record["times"]
 
-    def __call__(self, name: str, measure: Callable[[], np.ndarray]) -> None:
-        """Measure what is not known yet, and write it; a simulation that fails is reported."""
+    def __call__(self, name: str, measure: Callable[[], np.ndarray], unit: str = " s") -> None:
+        """Measure what is not known yet, write it, and show its mean; a simulation that fails is reported."""
         from metarl.families import EnvFault
 
         if name in self.times:
@@ -50,4 +50,4 @@ class Store:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, "times": times, "settings": self._settings}) + "\n")
-        print(f"{name}: {np.mean(times):.1f} s", flush=True)
+        print(f"{name}: {np.mean(times):.3g}{unit}", flush=True)

@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,7 +171,10 @@ def _members(settings: Settings) -> dict[str, Sequence[str]]:
 
 
 def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict[str, Any]:
-    """Adapt and judge every run, and the controllers, on the grid of training and on others."""
+    """Adapt and judge every run, and the controllers, on the grid of training and on others.
+
+    What is known of a run is kept, so that this goes on where it was stopped.
+    """
     import torch
 
     from metarl.analysis.agent import load
@@ -179,19 +182,37 @@ def judge(settings: Settings, runs: pathlib.Path, labels: Sequence[str]) -> dict
 
     torch.set_num_threads(1)
     held = min(20, settings.tasks)
+    known = {name: getattr(settings, name) for name in ("tasks", "arrivals", "steps", "episodes", "alone")}
+    store = Store(runs / "judged.jsonl", known)
+
+    def kept(name: str, measure: Callable[[], Any], unit: str = " s") -> Any:
+        store(name, lambda: np.array(measure()), unit)
+        return store.times[name]
+
     whole = everybody({label: load(runs / label) for label in labels}, settings.episodes)
+    at = {label: f"{label} at {agent.iteration}" for label, agent in whole.items()}
     adapting = [label for label in whole if not label.startswith("oracle")]
-    rates = {label: chosen_rates(whole[label], held, settings.steps) for label in adapting}
+    rates = {
+        label: kept(
+            f"step sizes of {at[label]}", functools.partial(chosen_rates, whole[label], held, settings.steps), ""
+        )
+        for label in adapting
+    }
     grids = {}
     for name, changes in _places(settings).items():
+        where = ", ".join([name, *(f"{key}={value}" for key, value in changes.items())])
         specialist = next((x for x in labels if x.startswith("pretrained")), None) if not changes else None
         agents = everybody({label: load(runs / label, env_settings=changes) for label in labels}, settings.episodes)
         tasks = next(iter(agents.values())).learner.domain.sample_tasks(settings.tasks, "test", (0, _ADAPT))
         found = _controllers(settings, next(iter(agents.values())), tasks)
-        courses = {label: _course(settings, agent, rates.get(label), tasks) for label, agent in agents.items()}
+        courses = {
+            label: kept(f"{where}: {at[label]}", functools.partial(_course, settings, agent, rates.get(label), tasks))
+            for label, agent in agents.items()
+        }
         if specialist is not None and settings.alone:
             courses["specialist-s0"] = [_alone(settings, runs, specialist, agents[specialist], tasks)]
-            courses["specialist-local-s0"] = [_locally_alone(settings, agents[specialist], tasks)]
+            alone = functools.partial(_locally_alone, settings, agents[specialist], tasks)
+            courses["specialist-local-s0"] = [kept(f"{where}: {at[specialist]}, each intersection alone", alone)]
         grids[name] = {**found, "times": courses}
     return {"settings": dataclasses.asdict(settings), "grids": grids, "rates": rates, **provenance()}
 

@@ -66,6 +66,13 @@ def test_train_judge_and_table_in_miniature(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     with pytest.raises(SettingsError, match=r"Unknown setting 'env\.row'"):
         metarl.load(results / "maml-s0", env_settings={"row": 3})
+    for slow in ("chosen_rates", "_course", "_locally_alone", "specialist"):  # all of it is known
+        monkeypatch.setattr(traffic_training, slow, lambda *_: pytest.fail("a judgement is made again"))
+    try:
+        assert traffic.main(["train", "tiny=true", "beyond=false", "train=false"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert json.loads((results / "summary.json").read_text())["grids"] == summary["grids"]
 
 
 def _found():
