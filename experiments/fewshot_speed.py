@@ -4,7 +4,7 @@
 
 Tasks a second of a meta-gradient (forward, adapt, differentiate) at four settings, on one thread and on all of them, beside the
 ways of :mod:`experiments.fewshot_rivals`, which must agree on loss and gradient. Rounds are interleaved: each goes once through
-everything, and begins with another way. A ratio is the median over rounds; the best of the others is the one that ours gains least
+everything, in an order of its own. A ratio is the median over rounds; the best of the others is the one that ours gains least
 over by that median (who is luckiest in a round changes from round to round, and would be ahead of its own equal).
 ``pip install higher==0.2.1`` adds that library to them. Peaks of memory are those of processes of their own, above one that only
 holds the data. Measure on an idle machine.
@@ -17,6 +17,7 @@ import gc
 import json
 import os
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def _row(name: str, threads: int, settings: Settings) -> dict[str, Any]:
         for label in ("ANIL", "MAML adapts", "ANIL adapts"):
             runs[label]()
     order = list(runs)
-    rounds = [{label: _seconds(runs[label]) for label in _turned(order, number)} for number in range(settings.rounds)]
+    rounds = [{label: _seconds(runs[label]) for label in _shuffled(order, number)} for number in range(settings.rounds)]
     seconds = [{label: each[label] for label in order} for each in rounds]
     row = {
         "setting": name,
@@ -161,10 +162,9 @@ def _row(name: str, threads: int, settings: Settings) -> dict[str, Any]:
     return row
 
 
-def _turned(labels: Sequence[str], by: int) -> list[str]:
-    """Let every round begin with another way, so that none always follows the same one."""
-    by %= len(labels)
-    return [*labels[by:], *labels[:by]]
+def _shuffled(labels: Sequence[str], number: int) -> list[str]:
+    """Return the order of a round, another one in each, so that none always follows the same one."""
+    return random.Random(number).sample(labels, len(labels))
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         settings = Settings(settings.env, 2, 1, 1, 1, horizon=8, warmup=40, updates=1, episodes=2, tiny=True)
     runs, results = recording.folders(f"{settings.env}-{argv[0]}", settings.tiny)
     known = {"experiment": argv[0], **dataclasses.asdict(settings)}
-    for name in ("tasks", "tiny"):  # more tasks are more of the same
+    for name in ("tasks", "tiny", *(["episodes"] if argv[0] == "agree" else [])):  # more tasks are more of the same
         known.pop(name)
     store = Store(runs / "results.jsonl", known)
     found, lines = agree(settings, store) if argv[0] == "agree" else transfer(settings, store)
@@ -253,7 +253,8 @@ def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str
             rows_of[simulator] += [[before[task], after[task]] for task in there]
     if not where:
         raise SettingsError("no task has all its results: SUMO failed in each; see the lines above")
-    result, lines = transferred(np.array(rows_of["own"]), np.array(rows_of["sumo"]), where, settings.updates)
+    times = np.array(rows_of["own"]), np.array(rows_of["sumo"])
+    result, lines = transferred(*times, where, settings.updates, settings.episodes)
     lost = len(labels) * settings.tasks - len(where)
     if lost:
         lines.append(f"{lost} pairs of a task and a run are left out: SUMO failed in them.")
@@ -276,7 +277,7 @@ def _gain(times: np.ndarray) -> np.ndarray:
 
 
 def transferred(
-    own: np.ndarray, sumo: np.ndarray, where: Sequence[int], updates: int
+    own: np.ndarray, sumo: np.ndarray, where: Sequence[int], updates: int, episodes: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Compare gains of adapting, from times (N, before and after) in both simulators; row n is of task ``where[n]``."""
     here, there = _gain(own), _gain(sumo)
@@ -306,8 +307,8 @@ def transferred(
     }
     ends = found["ci95_over_tasks"]
     lines = [
-        f"Gain in the time of a trip after {updates} updates (made in the own simulator), {len(own)} pairs of a run and one of"
-        f" {len(by_task)} tasks; 95 % intervals over tasks. A task's gain is the mean over its runs.",
+        f"Gain in the time of a trip after {updates} updates of {episodes} episodes (made in the own simulator), {len(own)} pairs of a"
+        f" run and one of {len(by_task)} tasks; 95 % intervals over tasks. A task's gain is the mean over its runs.",
         "",
         "| | |",
         "| --- | --- |",

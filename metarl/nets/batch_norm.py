@@ -2,9 +2,9 @@ r"""Normalisation by the batch's own statistics, with a second derivative of few
 
 $$ y = \gamma \hat x + \beta, \qquad \hat x = r (x - \mu), \qquad r = (\sigma^2 + \epsilon)^{-1/2} $$
 
-for every channel, mean and variance over its L numbers. torch's own operation does the same; the derivative of its derivative,
-which a meta-gradient goes through at every inner step, takes some 25 passes over the maps, and this one eight. Derivatives of every
-order are exact.
+for every channel, mean and variance over its L numbers. torch's own operation does the same, up to its second derivative, which a
+meta-gradient goes through at every inner step, and takes some 25 passes over the maps for that, this one eight. Here derivatives of
+every order are exact; torch's third one takes the statistics for constants (version 2.13).
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ _ALL = (True, True, True)
 
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """Normalise maps (N, C, H, W) over examples and positions, with gamma and beta (C,)."""
-    if x.numel() == x.shape[1]:  # torch's own says what is wrong
+    """Normalise maps (N, C, H, W) over examples and positions, with gamma and beta (C,); not for ``torch.func``."""
+    plain = (
+        x.device.type != "cpu" or not torch.is_grad_enabled()
+    )  # nothing was measured there, and nothing is differentiated
+    if plain or x.numel() == x.shape[1]:  # torch's own says what is wrong
         return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=eps)
     y: Tensor = _Forward.apply(x, gamma, beta, eps)  # type: ignore[no-untyped-call]
     return y

@@ -21,7 +21,7 @@ class Conv4:
     """Four times 3x3 convolution, normalisation, ReLU, and half the size; then one linear layer, the head.
 
     The tasks of a batch are groups of one convolution, which for a single task, or where all share their filters, is an ordinary
-    convolution. Parameters of
+    convolution. It is batched over tasks by itself, and not for transforms of ``torch.func``. Parameters of
     block i are ``{i}.weight`` (F, in, 3, 3), ``{i}.gamma`` and ``{i}.beta`` (F,) (see :mod:`metarl.nets.normalization`; without
     it ``{i}.bias`` (F,) instead: a bias that a batch mean removes would be moved by nothing but rounding); of the head
     ``head.weight`` (features, outputs) and ``head.bias`` (outputs,). They start as torch's own layers do, uniform within
@@ -37,7 +37,7 @@ class Conv4:
         blocks: how many blocks there are.
         channels_last: whether maps keep their channels side by side in a CPU's memory, where there is one row of filters. The
             result is the same. With ``transductive`` statistics, 75 images of 28x28 and their gradient take two thirds of the
-            time; the gradient of a gradient takes 15 % longer (measured with PyTorch 2.13). Not for ``torch.func.vmap``.
+            time; the gradient of a gradient takes 15 % longer (measured with PyTorch 2.13).
 
     Raises:
         ValueError: for an unknown option, images too small to be halved four times, or groups of a single number.

@@ -58,6 +58,8 @@ def normalized(kind: str, x: Tensor, params: Params, reference: int) -> Tensor:
         x: (N, M*C, H, W).
         params: gamma and beta (M, C); of ``task`` also mix (M, 2).
         reference: how many of the N examples, from the first, are the support set of the others; N where all are.
+
+    A single task's own statistics are left to torch, whose third derivative takes them for constants.
     """
     if kind == "none":
         return x

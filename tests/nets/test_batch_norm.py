@@ -24,7 +24,10 @@ def test_values_are_torchs():
 
 
 def test_first_and_second_derivatives():
-    """Every cotangent at once: of the maps, of gamma and of beta, each of which a meta-gradient sends back."""
+    """Every cotangent at once: of the maps, of gamma and of beta, each of which a meta-gradient sends back.
+
+    The derivative is checked as it is when nobody differentiates it again, which is another branch: values of both are the same.
+    """
     assert torch.autograd.gradcheck(lambda *a: batch_norm(*a, EPS), _arguments())
     assert torch.autograd.gradgradcheck(lambda *a: batch_norm(*a, EPS), _arguments())
 
@@ -38,6 +41,43 @@ def test_third_derivatives():
         return torch.stack([one.square().sum() for one in gradients])
 
     assert torch.autograd.gradgradcheck(squared_gradient, _arguments((2, 2, 1, 2)))
+
+
+def _defined(x, gamma, beta, eps):
+    """Normalise as it is written down."""
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + eps) * gamma[:, None, None] + beta[:, None, None]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["last", "differentiable"])
+def test_three_orders_are_those_of_the_definition(again):
+    """Catches wrong values in the branch of a derivative that is differentiated again; torch's own third order is wrong."""
+    found = []
+    for function in (batch_norm, _defined):
+        arguments = _arguments()
+        value, orders = function(*arguments, EPS).sin().square().sum(), []
+        for order in range(3):
+            gradients = torch.autograd.grad(value, arguments, create_graph=again or order < 2)
+            value = sum(one.square().sum() for one in gradients)
+            orders += [one.detach() for one in gradients]
+        found.append(orders)
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_a_second_derivative_is_the_same_whether_it_is_differentiated_or_not():
+    found = []
+    for again in (False, True):
+        arguments = _arguments()
+        first = torch.autograd.grad(batch_norm(*arguments, EPS).sin().sum(), arguments, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), arguments, create_graph=again))
+    for last, differentiable in zip(*found, strict=True):
+        torch.testing.assert_close(last, differentiable.detach())
+
+
+def test_a_single_number_to_a_channel_is_refused():
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batch_norm(*_arguments((1, 4, 1, 1)), EPS)
 
 
 @pytest.mark.parametrize("asked", [(0,), (1,), (2,), (0, 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from metarl.nets import Conv4, convolution, normalization
 from metarl.nets.convolution import convolved, once
 
 CASES = [
@@ -69,3 +70,53 @@ def test_no_gradient_of_an_image_is_taken(monkeypatch):
     torch.autograd.grad(first.square().sum(), weight)
     assert asked
     assert all(mask == (False, True, False) for mask in asked)
+
+
+@pytest.mark.parametrize("adapting", ["1.weight", "1.gamma"])
+def test_some_parameters_of_some_tasks(adapting, monkeypatch):
+    """Filters of which nobody takes a gradient cost none, neither at the first nor at the second order."""
+    asked = []
+    real = torch.ops.aten.convolution_backward
+
+    def seen(*arguments):
+        asked.append(arguments[-1])
+        return real(*arguments)
+
+    net = Conv4((1, 16, 16), 3, filters=4, blocks=2, downsampling="pool")
+    params = {k: v.double().expand(2, *v.shape).clone() for k, v in net.init(torch.Generator()).items()}
+    params["0.weight"].requires_grad_()  # of the meta-gradient
+    adapted = params[adapting].requires_grad_()
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 5, 1, 16, 16, generator=random, dtype=torch.float64)
+    found = []
+    for patched in (True, False):
+        with monkeypatch.context() as patch:
+            if patched:
+                patch.setattr(torch.ops.aten, "convolution_backward", seen)
+            else:
+                patch.setattr("metarl.nets.conv.convolved", once)
+            (first,) = torch.autograd.grad(net(params, images).sin().sum(), adapted, create_graph=True)
+            loss = net(params | {adapting: adapted - 0.1 * first}, images).square().sum()
+            found.append(torch.autograd.grad(loss, (params["0.weight"], adapted)))
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted)
+    assert asked
+
+
+@pytest.mark.parametrize(
+    ("tasks", "channels_last", "own"), [(3, False, True), (1, False, False), (3, True, False), (1, True, False)]
+)
+def test_several_tasks_that_may_be_differentiated_twice_take_our_way(tasks, channels_last, own, monkeypatch):
+    """Catches a network that silently goes back to the slow way, and one that waits for Python where there is nothing to gain."""
+    used = []
+    for module, name in ((convolution, "_OfMaps"), (convolution, "_OfImages")):
+        real = getattr(module, name).apply
+        monkeypatch.setattr(getattr(module, name), "apply", lambda *a, n=name, r=real: used.append(n) or r(*a))
+    real = normalization.batch_norm
+    monkeypatch.setattr(normalization, "batch_norm", lambda *a: used.append("batch_norm") or real(*a))
+    net = Conv4((1, 16, 16), 3, filters=4, channels_last=channels_last)
+    params = {k: v.expand(tasks, *v.shape).clone().requires_grad_() for k, v in net.init(torch.Generator()).items()}
+    net(params, torch.rand(tasks, 5, 1, 16, 16))
+    layers = ["_OfImages", *["_OfMaps"] * 3] if own and not channels_last else []
+    assert [name for name in used if name != "batch_norm"] == layers
+    assert used.count("batch_norm") == (4 if tasks > 1 else 0)

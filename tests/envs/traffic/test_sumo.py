@@ -283,7 +283,7 @@ def test_transfer_by_hand():
     """Two tasks, two runs: on task 0 the signs agree, on task 1 they do not; rows of a task are drawn together."""
     own = np.array([[100.0, 90], [100, 105], [100, 80], [100, 110]])
     sumo = np.array([[200.0, 190], [200, 190], [200, 180], [200, 180]])
-    found, lines = traffic_sumo.transferred(own, sumo, [0, 1, 0, 1], 3)
+    found, lines = traffic_sumo.transferred(own, sumo, [0, 1, 0, 1], 3, 40)
     assert found["sign_agrees"] == 0.5
     assert found["ci95_over_tasks"]["sign_agrees"] == [0.0, 1.0]
     assert found["ci95_over_tasks"]["own"] == pytest.approx([-0.075, 0.15])
@@ -292,7 +292,7 @@ def test_transfer_by_hand():
     assert "4 pairs of a run and one of 2 tasks" in lines[0]
     assert "| the sign agrees, tasks | 1 of 2, 50% [0%, 100%] |" in lines
     # a task's gain is the mean of its runs': half of the pairs agree, and the task
-    found, _ = traffic_sumo.transferred(own[:2], np.array([[200.0, 190], [200, 190]]), [0, 0], 3)
+    found, _ = traffic_sumo.transferred(own[:2], np.array([[200.0, 190], [200, 190]]), [0, 0], 3, 40)
     assert (found["sign_agrees"], found["sign_agrees_of_tasks"]) == (0.5, 1.0)
 
 
