@@ -307,8 +307,8 @@ def transferred(
     }
     ends = found["ci95_over_tasks"]
     lines = [
-        f"Gain in the time of a trip after {updates} updates of {episodes} episodes (made in the own simulator), {len(own)} pairs of a"
-        f" run and one of {len(by_task)} tasks; 95 % intervals over tasks. A task's gain is the mean over its runs.",
+        f"Gain in the time of a trip after {updates} updates of {episodes} episodes (made in the own simulator), {len(own)} pairs"
+        f" of a run and one of {len(by_task)} tasks; 95 % intervals over tasks. A task's gain is the mean over its runs.",
         "",
         "| | |",
         "| --- | --- |",
