@@ -33,7 +33,9 @@ class Strip(NamedTuple):
 
 
 def of_run(run: pathlib.Path, curve: Mapping[str, Any] | None, name: str) -> Strip:
-    """Return the film strip that a run's evaluation has, or draw one of its first test task.
+    """Return the film strip that a run's evaluation has, or draw one of the test task in which adapting gained the median.
+
+    Without an evaluation, or where its tasks cannot be drawn again, it is the first test task.
 
     Args:
         run: the run directory, in which nothing is written.
@@ -52,11 +54,28 @@ def of_run(run: pathlib.Path, curve: Mapping[str, Any] | None, name: str) -> Str
             raise SettingsError("a run of algo=rl2 has no inner updates to show")
         prepare_gl()
         agent = load(run)
-        task = agent.learner.domain.sample_tasks(1, "test", (0, TEST))
+        task, which = _typical(agent.learner, curve, own)
         rates = () if list(note.get("inner_lr", [])) == [config.run.inner_lr] else tuple(note.get("inner_lr", ()))
-        return draw(agent.learner, agent.meta, task, (0, TEST, 1), steps, rates)
+        strip = draw(agent.learner, agent.meta, task, (0, TEST, 1), steps, rates)
+        return strip._replace(text=f"{strip.text} {which}".strip())
     except (SettingsError, FamilyError, EnvFault) as error:
         return Strip(b"", f"No film strip: {str(error).removeprefix('video=true: ')}.")
+
+
+def _typical(learner: MetaLearner, curve: Mapping[str, Any] | None, own: Mapping[str, Any]) -> tuple[Tasks, str]:
+    """Return the task in which the last update gained the median of the evaluation's tasks, and a sentence that says so."""
+    sample = learner.domain.sample_tasks
+    if curve is not None and "values" in own and curve.get("split") == "test":
+        values = np.asarray(own["values"])
+        gains, seed = values[-1] - values[0], curve.get("settings", {}).get("seed", 0)
+        at = int(gains.argsort()[len(gains) // 2])
+        task = sample(len(gains), "test", (seed, TEST)).rows([at])
+        if task.to_json() == curve["tasks"][at : at + 1]:
+            return (
+                task,
+                f"Of the {len(gains)} tasks of the evaluation it is the one in which adapting gained the median.",
+            )
+    return sample(1, "test", (0, TEST)), ""
 
 
 def draw(learner: MetaLearner, meta: Params, task: Tasks, seed: Seed, steps: int, rates: Sequence[float] = ()) -> Strip:

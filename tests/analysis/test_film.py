@@ -88,3 +88,26 @@ def test_it_adapts_as_the_evaluation_did(runs, monkeypatch, updates, rates, told
     assert task == learner.domain.sample_tasks(1, "test", (0, 2))
     assert all(torch.equal(meta[name], value) for name, value in metarl.load(runs["maml"]).meta.items())
     assert dataclasses.is_dataclass(learner)
+
+
+@pytest.mark.parametrize(("redrawn", "first"), [(True, False), (False, True)])
+def test_the_task_is_the_one_of_the_median_gain(runs, monkeypatch, redrawn, first):
+    """Catches a film of the luckiest or of the first task; tasks of another band, which are not drawn again, leave the first."""
+    seen = []
+    monkeypatch.setattr(film, "prepare_gl", lambda: None)
+    monkeypatch.setattr(film, "draw", lambda *words: seen.append(words[2]) or film.Strip(b"", "A task."))
+    tasks = metarl.load(runs["maml"]).learner.domain.sample_tasks(3, "test", (5, 2))
+    curve = {
+        "split": "test",
+        "settings": {"seed": 5 if redrawn else 6},
+        "tasks": tasks.to_json(),
+        "runs": {"maml": {"updates": [0, 1], "values": [[9.0, 1.0, 4.0], [8.0, 5.0, 6.0]]}},  # gains -1, 4, 2
+    }
+    strip = film.of_run(runs["maml"], curve, "maml")
+    expected = metarl.load(runs["maml"]).learner.domain.sample_tasks(1, "test", (0, 2)) if first else tasks.rows([2])
+    assert seen == [expected]
+    assert strip.text == (
+        "A task."
+        if first
+        else "A task. Of the 3 tasks of the evaluation it is the one in which adapting gained the median."
+    )
