@@ -221,9 +221,8 @@ def _ends(interval: Sequence[float], form: str) -> str:
 
 def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str]]:
     """Adapt the trained runs here; play before and after in both simulators."""
-    from experiments.traffic_training import adapted, chosen_rates
+    from experiments.traffic_training import adapted, chosen_rates, everybody
     from metarl.analysis.agent import load
-    from metarl.analysis.curves import with_episodes
 
     runs, _ = recording.folders(f"{settings.env}-policies", settings.tiny)
     found_runs = [sorted(path.name for path in runs.glob(f"{kind}-s*")) for kind in ("local", "maml")]
@@ -233,8 +232,7 @@ def transfer(settings: Settings, store: Store) -> tuple[dict[str, Any], list[str
     where = list[int]()  # the task of each row
     for label in labels:
         agents = {name: load(runs / label, env_settings={"simulator": name}) for name in rows_of}
-        learner = with_episodes(agents["own"].learner, settings.episodes)  # who adapts
-        agents["own"] = dataclasses.replace(agents["own"], learner=learner)
+        agents["own"] = everybody({label: agents["own"]}, settings.episodes)[label]  # who adapts
         tasks = agents["own"].learner.domain.sample_tasks(settings.tasks, "test", (0, _FRESH))
         rates = chosen_rates(agents["own"], min(20, settings.tasks) if settings.tiny else 20, settings.updates)
         stages = adapted(agents["own"], tasks, (0, _FRESH, 1), settings.updates, rates)

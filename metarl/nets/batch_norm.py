@@ -21,9 +21,8 @@ _ALL = (True, True, True)
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     """Normalise maps (N, C, H, W) over examples and positions, with gamma and beta (C,); not for ``torch.func``."""
-    plain = (
-        x.device.type != "cpu" or not torch.is_grad_enabled()
-    )  # nothing was measured there, and nothing is differentiated
+    # a GPU, where nothing was measured, or nothing to differentiate
+    plain = x.device.type != "cpu" or not torch.is_grad_enabled()
     if plain or x.numel() == x.shape[1]:  # torch's own says what is wrong
         return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=eps)
     y: Tensor = _Forward.apply(x, gamma, beta, eps)  # type: ignore[no-untyped-call]

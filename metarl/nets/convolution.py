@@ -75,23 +75,22 @@ class _OfMaps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        asked = ctx.needs_input_grad[:2]
-        of_x, of_weight = _OfBoth.apply(*ctx.saved_tensors, gradients[0], *ctx.how, asked)  # type: ignore[no-untyped-call]
+        of_x, of_weight = _OfBoth.apply(*ctx.saved_tensors, gradients[0], *ctx.how)  # type: ignore[no-untyped-call]
         return of_x, of_weight, None, None
 
 
 class _OfBoth(torch.autograd.Function):
-    """The gradients of its maps and of its filters, None where it is not asked for."""
+    """The gradients of its maps and of its filters; of either, nothing may come back."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, gradient: Tensor, stride: int, groups: int, asked: tuple[bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx: Any, x: Tensor, weight: Tensor, gradient: Tensor, stride: int, groups: int
+    ) -> tuple[Tensor, Tensor]:
         ctx.how = (stride, groups)
         ctx.save_for_backward(x, weight, gradient)
         ctx.set_materialize_grads(False)
-        of_x, of_weight, _ = _transposed(gradient, x, weight, stride, groups, (*asked, False))
-        return of_x if asked[0] else None, of_weight if asked[1] else None
+        of_x, of_weight, _ = _transposed(gradient, x, weight, stride, groups, (True, True, False))
+        return of_x, of_weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -104,7 +103,7 @@ class _OfBoth(torch.autograd.Function):
             of_x, _, _ = _transposed(gradient, x, v, stride, groups, (True, False, False))
             more = once(x, v, None, stride, groups)
             of_gradient = more if of_gradient is None else of_gradient + more
-        return of_x, of_weight, of_gradient, None, None, None
+        return of_x, of_weight, of_gradient, None, None
 
 
 def _filters(x: Tensor, gradient: Tensor, shape: torch.Size, stride: int, groups: int) -> Tensor:

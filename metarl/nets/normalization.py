@@ -70,9 +70,8 @@ def normalized(kind: str, x: Tensor, params: Params, reference: int) -> Tensor:
         mean, variance = _mixed(x, params["mix"], reference)
     elif kind == "support" and reference < len(x):
         variance, mean = _moments(x[:reference], (0, 2, 3))
-    elif (
-        len(params["gamma"]) == 1
-    ):  # few numbers: torch's many passes cost less than Python, for which threads wait in turn
+    elif len(params["gamma"]) == 1:
+        # few numbers: torch's many passes cost less than Python, for which threads wait in turn
         return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
     else:
         return batch_norm(x, gamma, beta, EPS)
